@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// The extension `sdfvq._C`: plain buffers in and out, no torch headers, so one build serves every torch.
+#include <pybind11/pybind11.h>
+
+namespace sdfvq {
+void bind_neighbors(pybind11::module_ &m);
+void bind_gather_blocks(pybind11::module_ &m);
+void bind_join(pybind11::module_ &m);
+}  // namespace sdfvq
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "C++ kernels of sdfvq for the CPU";
+  sdfvq::bind_neighbors(m);
+  sdfvq::bind_gather_blocks(m);
+  sdfvq::bind_join(m);
+}
