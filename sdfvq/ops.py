@@ -6,7 +6,7 @@
 __all__ = ['ext', 'on_cpu', 'neighbor_offsets', 'neighbors', 'neighbors_reference', 'sorted_keys', 'gather_blocks',
            'gather_blocks_reference', 'join', 'join_reference']
 
-# %% ../nbs/01_ops.ipynb #3b748ebf
+# %% ../nbs/01_ops.ipynb #19549c62
 import importlib.util, warnings
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .core import MISSING, InputError, check_shape, pack_keys
 
-# %% ../nbs/01_ops.ipynb #69d2afb1
+# %% ../nbs/01_ops.ipynb #8fab5ac8
 def _load_extension():
     if importlib.util.find_spec('sdfvq._C') is None:
         warnings.warn("sdfvq was installed without its C++ extension: slow plain-torch references run instead. "
@@ -25,19 +25,19 @@ def _load_extension():
 
 ext = _load_extension()  # the extension module, or None
 
-# %% ../nbs/01_ops.ipynb #d99a84c7
+# %% ../nbs/01_ops.ipynb #0c883e4a
 def on_cpu(op):
     "Decorator: the C++ kernel that `op` uses for CPU tensors, where the extension is there."
     return op.register_kernel('cpu') if ext else lambda f: f
 
-# %% ../nbs/01_ops.ipynb #e1a1a323
+# %% ../nbs/01_ops.ipynb #c5927207
 def neighbor_offsets(
 ) -> Tensor:  # (27,3) int64 rows (dx,dy,dz), x fastest; row 13 is (0,0,0)
     "The offsets of a 3×3×3 kernel in the order of its weights: (dx+1) + 3(dy+1) + 9(dz+1)."
     d = torch.arange(27)
     return torch.stack([d % 3, d // 3 % 3, d // 9], 1) - 1
 
-# %% ../nbs/01_ops.ipynb #d1f059a6
+# %% ../nbs/01_ops.ipynb #55919157
 @torch.library.custom_op('sdfvq::neighbors', mutates_args=())
 def neighbors(
     coords: Tensor,  # (N,4) int32 (b,x,y,z), unique and sorted lexicographically
@@ -69,7 +69,7 @@ def _(coords): return coords.new_empty(len(coords), 27, dtype=torch.int32)
 @on_cpu(neighbors)
 def _(coords): return torch.from_numpy(ext.neighbors(sorted_keys(coords).numpy(), torch.get_num_threads()))
 
-# %% ../nbs/01_ops.ipynb #47e14866
+# %% ../nbs/01_ops.ipynb #868ebb6f
 @torch.library.custom_op('sdfvq::gather_blocks', mutates_args=())
 def gather_blocks(
     feats: Tensor,  # (N,C) features, any floating dtype
@@ -88,11 +88,12 @@ def _(feats, map): return feats.new_empty(map.shape[0], map.shape[1] * feats.sha
 
 @on_cpu(gather_blocks)
 def _(feats, map):
+    if not len(map): return feats.new_empty(0, map.shape[1] * feats.shape[1])
     rows = feats.contiguous().view(torch.uint8).numpy()
     out = torch.from_numpy(ext.gather_blocks(rows, map.contiguous().numpy(), torch.get_num_threads()))
     return out.view(feats.dtype)
 
-# %% ../nbs/01_ops.ipynb #8eb57afd
+# %% ../nbs/01_ops.ipynb #e2ff6be9
 @torch.library.custom_op('sdfvq::join', mutates_args=())
 def join(
     coords: Tensor,  # (N,4) int32 (b,x,y,z), any order, duplicates allowed
