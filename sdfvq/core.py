@@ -6,7 +6,7 @@
 __all__ = ['MISSING', 'COORD_MIN', 'COORD_MAX', 'InputError', 'check_shape', 'voxel_size', 'voxel_to_cube', 'Transform',
            'pack_keys', 'unpack_keys', 'check_output', 'atomic_write']
 
-# %% ../nbs/00_core.ipynb #103218d9
+# %% ../nbs/00_core.ipynb #de0ff404
 import os, tempfile, uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_core.ipynb #2772f989
+# %% ../nbs/00_core.ipynb #e0ad799f
 class InputError(ValueError):
     "The caller's input cannot be used; the message says which, what was wanted, what came, and what to do."
 
-# %% ../nbs/00_core.ipynb #d48ac077
+# %% ../nbs/00_core.ipynb #e2ea8f60
 def check_shape(
     x,               # Tensor or array to check
     shape: str,      # Wanted shape: letters are free sizes, numbers are exact, as in "N 4"
@@ -36,7 +36,7 @@ def check_shape(
 
 def _dtype_name(d): return str(d).replace('torch.', '')
 
-# %% ../nbs/00_core.ipynb #79d3cea7
+# %% ../nbs/00_core.ipynb #9424ac40
 MISSING = -1  # index of a neighbour, match or sample that does not exist
 
 def voxel_size(resolution: int) -> float:
@@ -53,7 +53,7 @@ def voxel_to_cube(
     if grid == "node": return 2.0 * ijk / (resolution - 1) - 1.0
     raise InputError(f'grid must be "cell" or "node", got {grid!r}')
 
-# %% ../nbs/00_core.ipynb #b016d5be
+# %% ../nbs/00_core.ipynb #456b7aff
 @dataclass(frozen=True)
 class Transform:
     "Similarity between the user's world and the cube: cube = (world - offset) · scale."
@@ -74,7 +74,7 @@ class Transform:
         "Cube positions (...,3) as float64 positions in the world."
         return np.asarray(xyz, np.float64) / self.scale + self.offset
 
-# %% ../nbs/00_core.ipynb #206cfaae
+# %% ../nbs/00_core.ipynb #71968593
 COORD_MIN, COORD_MAX = -2**15 + 1, 2**15 - 2  # so that a neighbour one step away never leaves its 16 bits
 
 def pack_keys(
@@ -96,7 +96,7 @@ def unpack_keys(
     xyz = [((keys >> s) & 0xffff) - 2**15 for s in (32, 16, 0)]
     return torch.stack([keys >> 48, *xyz], 1).int()
 
-# %% ../nbs/00_core.ipynb #3e500cd1
+# %% ../nbs/00_core.ipynb #a9026437
 def check_output(
     path,                    # File that shall be written
     overwrite: bool = False, # May an existing file be replaced?
