@@ -1,0 +1,68 @@
+# `make demo` and `make test` do everything from a clean checkout; `make help` lists the rest.
+PYTHON  ?= python3
+WORKERS ?= 2
+VENV    := .venv
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --disable-pip-version-check install
+
+# A checkout must have the C++ extension; SDFVQ_REQUIRE_EXT=0 goes on without a compiler, on the slow references.
+export SDFVQ_REQUIRE_EXT ?= 1
+NATIVE := setup.py settings.ini pyproject.toml $(shell find csrc -type f)
+
+.DELETE_ON_ERROR:
+.PHONY: help demo dev test sync docs readme lock clean
+
+help:  ## this list
+	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/^([a-z]+):.*## */make \1\t/' | expand -t 14
+
+demo: $(VENV)/.installed  ## a mesh to tokens and back, results in demo/; MESH=path takes your mesh
+	$(BIN)/sdfvq demo $(if $(MESH),"$(MESH)") -o demo --overwrite
+
+dev: $(VENV)/.dev $(VENV)/.installed  ## the locked environment in .venv and an editable install
+
+# Each worker gets one thread, so that the workers together use the cores they have.
+test: dev  ## notebooks clean, library in step, notebook cells, tests/
+	$(BIN)/python tools/check.py
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --do_print
+	$(BIN)/python -m pytest tests/
+
+sync: dev  ## clean the notebooks, then export them and remake the README
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+	$(BIN)/python tools/readme.py
+
+docs: dev  ## the site, in _docs/
+	$(BIN)/python tools/docs.py
+
+readme: dev  ## README.md from nbs/index.ipynb
+	$(BIN)/python tools/readme.py
+
+lock:  ## remake requirements/ from the ranges in settings.ini
+	$(PYTHON) tools/lock.py
+
+clean:  ## remove all that make has made, except results in demo/
+	rm -rf $(VENV) _docs _proc build dist *.egg-info sdfvq/_C*.so .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Installation, a stamp file per step: only what changed is done again.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "sdfvq needs Python 3.11 or newer, '$(PYTHON)' is not; say which: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.torch: requirements/torch-cpu.txt $(VENV)/.made
+	$(PIP) --no-deps -r $<
+	@touch $@
+
+$(VENV)/.run: requirements/run.txt $(VENV)/.torch
+	$(PIP) --no-deps -r $<
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.run
+	$(PIP) --no-deps -r $<
+	@touch $@
+
+$(VENV)/.installed: $(NATIVE) $(VENV)/.run
+	$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
