@@ -1,5 +1,5 @@
 """Are the notebooks clean and the library in step with them? Works on copies: nothing in the checkout changes."""
-import filecmp, os, shutil, subprocess, sys, tempfile
+import filecmp, json, os, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,10 +23,17 @@ def differing(folder, pattern, skip=()):
     same = lambda f: (ROOT/f).exists() and (folder/f).exists() and filecmp.cmp(ROOT/f, folder/f, shallow=False)
     return sorted(str(f) for f in files if not same(f))
 
-def check(what, found):
-    if found: sys.exit(f"{what}: {', '.join(found)}\nRun `make sync` and commit what it changes.")
+def swallowed():
+    "Notebooks with more than title and `>` line in the first cell: nbdev leaves the rest out of the docs."
+    for p in sorted(ROOT.glob('nbs/**/*.ipynb')):
+        first = ''.join(json.loads(p.read_text(encoding='utf-8'))['cells'][0]['source'])
+        if any(line.strip() and line[0] not in '#>-' for line in first.splitlines()): yield str(p.relative_to(ROOT))
+
+def check(what, found, cure='Run `make sync` and commit what it changes.'):
+    if found: sys.exit(f"{what}: {', '.join(found)}\n{cure}")
 
 def main():
+    check('prose in the title cell is lost in the docs', list(swallowed()), 'Give it a cell of its own, below.')
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         copy(tmp)
