@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['position_embedding', 'windows', 'window_attention', 'WindowAttention', 'FeedForward', 'TransformerBlock']
 
-# %% ../nbs/22_attention.ipynb #5b0cd46d
+# %% ../nbs/22_attention.ipynb #84f33e24
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .core import InputError, pack_keys
 from .sparse import SparseTensor
 
-# %% ../nbs/22_attention.ipynb #47e3df1c
+# %% ../nbs/22_attention.ipynb #900b0caf
 def position_embedding(
     coords: Tensor,               # (N,4) (b,x,y,z)
     channels: int,                # C
@@ -26,7 +26,7 @@ def position_embedding(
     flat = torch.cat([angle.sin(), angle.cos()], 2).flatten(1)
     return F.pad(flat, (0, channels - flat.shape[1]))
 
-# %% ../nbs/22_attention.ipynb #6ce734ab
+# %% ../nbs/22_attention.ipynb #aaeae1f4
 def windows(
     x: SparseTensor,
     size: int,       # Window edge in voxels
@@ -50,7 +50,7 @@ def _windows(coords, size, shift):
         out.append(table)
     return out
 
-# %% ../nbs/22_attention.ipynb #0f64d4c9
+# %% ../nbs/22_attention.ipynb #8be9ee4e
 def window_attention(
     qkv: Tensor,      # (N,3,H,D) queries, keys and values of H heads
     x: SparseTensor,  # Where the N tokens are
@@ -67,7 +67,7 @@ def window_attention(
         out = out.index_put((rows[real],), y[real])
     return out
 
-# %% ../nbs/22_attention.ipynb #f77cae89
+# %% ../nbs/22_attention.ipynb #60de6f22
 class WindowAttention(nn.Module):
     "Multi-head attention within windows."
     def __init__(self,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLOCK_ELEMENTS', 'subm_conv', 'SubmConv3d', 'SparseGroupNorm', 'SparseSiLU', 'SparseLinear', 'DownBlock', 'UpBlock']
 
-# %% ../nbs/21_conv.ipynb #1fa7415c
+# %% ../nbs/21_conv.ipynb #75b0fc2a
 import math
 
 import torch
@@ -16,7 +16,7 @@ from .core import InputError
 from .ops import gather_blocks
 from .sparse import SparseTensor, pool, subdivide
 
-# %% ../nbs/21_conv.ipynb #c3d2c7d1
+# %% ../nbs/21_conv.ipynb #3c4d4202
 BLOCK_ELEMENTS = 2**22  # elements gathered at a time: 16 MB in fp32
 
 def _conv(feats, weight, map):
@@ -47,7 +47,7 @@ class _SubmConv(torch.autograd.Function):
             d_weight = total.view(k, c_in, c_out).to(weight.dtype)
         return d_feats, d_weight, None
 
-# %% ../nbs/21_conv.ipynb #bb5e71cb
+# %% ../nbs/21_conv.ipynb #9c80b7fc
 def subm_conv(
     x: SparseTensor,             # N voxels, Cin channels
     weight: Tensor,              # (27,Cin,Cout), offset (dx+1) + 3(dy+1) + 9(dz+1), or (Cin,Cout) for a 1×1×1 kernel
@@ -61,7 +61,7 @@ def subm_conv(
     out = feats @ weight if weight.dim() == 2 else _SubmConv.apply(feats, weight, x.kernel_map)
     return x.replace(out if bias is None else out + bias.to(dtype))
 
-# %% ../nbs/21_conv.ipynb #62b9841f
+# %% ../nbs/21_conv.ipynb #805058eb
 class SubmConv3d(nn.Module):
     "Submanifold convolution with bias; kernel size 3 or 1."
     def __init__(self,
@@ -78,7 +78,7 @@ class SubmConv3d(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor: return subm_conv(x, self.conv['kernel'], self.conv['bias'])
 
-# %% ../nbs/21_conv.ipynb #ef9e097a
+# %% ../nbs/21_conv.ipynb #4b4b4c0e
 class SparseGroupNorm(nn.GroupNorm):
     "`nn.GroupNorm` over all voxels of each item, computed in fp32."
     def forward(self, x: SparseTensor) -> SparseTensor:
@@ -95,7 +95,7 @@ class SparseLinear(nn.Linear):
     "`nn.Linear` on the features."
     def forward(self, x: SparseTensor) -> SparseTensor: return x.replace(super().forward(x.feats))
 
-# %% ../nbs/21_conv.ipynb #f738e54b
+# %% ../nbs/21_conv.ipynb #7e488fba
 class DownBlock(nn.Module):
     "SiLU(GN(x)) pooled → conv, GN, SiLU, conv; plus a 1×1×1 shortcut of the pooled input. Half the resolution."
     def __init__(self,

@@ -6,7 +6,7 @@
 __all__ = ['MISSING', 'COORD_MIN', 'COORD_MAX', 'InputError', 'check_shape', 'voxel_size', 'voxel_to_cube', 'Transform',
            'pack_keys', 'unpack_keys', 'check_output', 'atomic_write']
 
-# %% ../nbs/00_core.ipynb #de0ff404
+# %% ../nbs/00_core.ipynb #eca9cdb1
 import os, tempfile, uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_core.ipynb #e0ad799f
+# %% ../nbs/00_core.ipynb #7eeed33a
 class InputError(ValueError):
     "The caller's input cannot be used; the message says which, what was wanted, what came, and what to do."
 
-# %% ../nbs/00_core.ipynb #e2ea8f60
+# %% ../nbs/00_core.ipynb #4dc1dd7c
 def check_shape(
     x,               # Tensor or array to check
     shape: str,      # Wanted shape: letters are free sizes, numbers are exact, as in "N 4"
@@ -36,7 +36,7 @@ def check_shape(
 
 def _dtype_name(d): return str(d).replace('torch.', '')
 
-# %% ../nbs/00_core.ipynb #9424ac40
+# %% ../nbs/00_core.ipynb #036f73a1
 MISSING = -1  # index of a neighbour, match or sample that does not exist
 
 def voxel_size(resolution: int) -> float:
@@ -53,7 +53,7 @@ def voxel_to_cube(
     if grid == "node": return 2.0 * ijk / (resolution - 1) - 1.0
     raise InputError(f'grid must be "cell" or "node", got {grid!r}')
 
-# %% ../nbs/00_core.ipynb #456b7aff
+# %% ../nbs/00_core.ipynb #6193657c
 @dataclass(frozen=True)
 class Transform:
     "Similarity between the user's world and the cube: cube = (world - offset) · scale."
@@ -74,7 +74,7 @@ class Transform:
         "Cube positions (...,3) as float64 positions in the world."
         return np.asarray(xyz, np.float64) / self.scale + self.offset
 
-# %% ../nbs/00_core.ipynb #71968593
+# %% ../nbs/00_core.ipynb #24379ed2
 COORD_MIN, COORD_MAX = -2**15 + 1, 2**15 - 2  # so that a neighbour one step away never leaves its 16 bits
 
 def pack_keys(
@@ -96,7 +96,7 @@ def unpack_keys(
     xyz = [((keys >> s) & 0xffff) - 2**15 for s in (32, 16, 0)]
     return torch.stack([keys >> 48, *xyz], 1).int()
 
-# %% ../nbs/00_core.ipynb #a9026437
+# %% ../nbs/00_core.ipynb #f3ee951d
 def check_output(
     path,                    # File that shall be written
     overwrite: bool = False, # May an existing file be replaced?

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DISTANCES', 'distance', 'far_sides', 'VQVAELoss']
 
-# %% ../nbs/33_losses.ipynb #196ca35a
+# %% ../nbs/33_losses.ipynb #2daff396
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,7 +14,7 @@ from .core import InputError
 from .ops import gather_blocks
 from .sparse import SparseTensor, align, batch_tensor
 
-# %% ../nbs/33_losses.ipynb #1648e768
+# %% ../nbs/33_losses.ipynb #5dba3545
 DISTANCES = dict(l1=F.l1_loss, mse=F.mse_loss, l2=F.mse_loss)
 
 def distance(
@@ -28,7 +28,7 @@ def distance(
     if not len(got): return got.sum()
     return sum(DISTANCES[k](got.float(), want.float()) for k in kinds)
 
-# %% ../nbs/33_losses.ipynb #0f979ead
+# %% ../nbs/33_losses.ipynb #f6bfb32e
 def far_sides(
     x: SparseTensor, # Voxels, some of which have a known SDF
     rows: Tensor,    # (P,) int64 rows of `x` that do
@@ -45,7 +45,7 @@ def far_sides(
         open = open[vote == 0]
     return side[:, 0]
 
-# %% ../nbs/33_losses.ipynb #376766bd
+# %% ../nbs/33_losses.ipynb #148e8a33
 class VQVAELoss:
     "Total loss of a `SparseSDFVQVAE`'s output; its parts stay in `parts`, by name, unweighted."
     def __init__(self,

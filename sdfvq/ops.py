@@ -6,7 +6,7 @@
 __all__ = ['ext', 'CODE_ELEMENTS', 'on_cpu', 'neighbor_offsets', 'neighbors', 'neighbors_reference', 'sorted_keys',
            'gather_blocks', 'gather_blocks_reference', 'join', 'join_reference', 'nearest_code']
 
-# %% ../nbs/01_ops.ipynb #d76d1203
+# %% ../nbs/01_ops.ipynb #e4ec2221
 import importlib.util, warnings
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .core import MISSING, InputError, check_shape, pack_keys
 
-# %% ../nbs/01_ops.ipynb #3bcf01d6
+# %% ../nbs/01_ops.ipynb #5f4c12f8
 def _load_extension():
     if importlib.util.find_spec('sdfvq._C') is None:
         warnings.warn("sdfvq was installed without its C++ extension: slow plain-torch references run instead. "
@@ -25,19 +25,19 @@ def _load_extension():
 
 ext = _load_extension()  # the extension module, or None
 
-# %% ../nbs/01_ops.ipynb #2f3b819e
+# %% ../nbs/01_ops.ipynb #0f8be9da
 def on_cpu(op):
     "Decorator: the C++ kernel that `op` uses for CPU tensors, where the extension is there."
     return op.register_kernel('cpu') if ext else lambda f: f
 
-# %% ../nbs/01_ops.ipynb #c2c74765
+# %% ../nbs/01_ops.ipynb #defdf428
 def neighbor_offsets(
 ) -> Tensor:  # (27,3) int64 rows (dx,dy,dz), x fastest; row 13 is (0,0,0)
     "The offsets of a 3×3×3 kernel in the order of its weights: (dx+1) + 3(dy+1) + 9(dz+1)."
     d = torch.arange(27)
     return torch.stack([d % 3, d // 3 % 3, d // 9], 1) - 1
 
-# %% ../nbs/01_ops.ipynb #7b8865da
+# %% ../nbs/01_ops.ipynb #07502ec3
 @torch.library.custom_op('sdfvq::neighbors', mutates_args=())
 def neighbors(
     coords: Tensor,  # (N,4) int32 (b,x,y,z), unique and sorted lexicographically
@@ -69,7 +69,7 @@ def _(coords): return coords.new_empty(len(coords), 27, dtype=torch.int32)
 @on_cpu(neighbors)
 def _(coords): return torch.from_numpy(ext.neighbors(sorted_keys(coords).numpy(), torch.get_num_threads()))
 
-# %% ../nbs/01_ops.ipynb #064878aa
+# %% ../nbs/01_ops.ipynb #0b11d0ea
 @torch.library.custom_op('sdfvq::gather_blocks', mutates_args=())
 def gather_blocks(
     feats: Tensor,  # (N,C) features, any floating dtype
@@ -93,7 +93,7 @@ def _(feats, map):
     out = torch.from_numpy(ext.gather_blocks(rows, map.contiguous().numpy(), torch.get_num_threads()))
     return out.view(feats.dtype)
 
-# %% ../nbs/01_ops.ipynb #29b63145
+# %% ../nbs/01_ops.ipynb #aea019a3
 @torch.library.custom_op('sdfvq::join', mutates_args=())
 def join(
     coords: Tensor,  # (N,4) int32 (b,x,y,z), any order, duplicates allowed
@@ -113,7 +113,7 @@ def _(coords, table): return coords.new_empty(len(coords), dtype=torch.int32)
 def _(coords, table):
     return torch.from_numpy(ext.join(pack_keys(coords).numpy(), sorted_keys(table).numpy(), torch.get_num_threads()))
 
-# %% ../nbs/01_ops.ipynb #cf4b994b
+# %% ../nbs/01_ops.ipynb #018f0830
 CODE_ELEMENTS = 2**22  # distances held at a time: 16 MB in fp32
 
 @torch.library.custom_op('sdfvq::nearest_code', mutates_args=())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Quantized', 'VectorQuantizer', 'check_quantizer', 'kmeans', 'codebook_health']
 
-# %% ../nbs/30_quantize.ipynb #50823b2b
+# %% ../nbs/30_quantize.ipynb #1ee34579
 from typing import NamedTuple
 
 import torch
@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from .core import InputError, check_shape
 from .ops import nearest_code
 
-# %% ../nbs/30_quantize.ipynb #85148a9d
+# %% ../nbs/30_quantize.ipynb #4999cc18
 class Quantized(NamedTuple):
     "What every quantizer answers."
     quantized: Tensor  # (N,C) the codes, with a gradient that goes straight through to the input
     indices: Tensor    # (N,) int64 rows of the codebook
     losses: dict       # scalar tensors by name: "codebook", "commitment"
 
-# %% ../nbs/30_quantize.ipynb #ec5180ea
+# %% ../nbs/30_quantize.ipynb #3551c88b
 class VectorQuantizer(nn.Module):
     "A codebook of K codes that learns by gradient; straight-through estimator."
     def __init__(self,
@@ -66,7 +66,7 @@ class VectorQuantizer(nn.Module):
         if not len(x): raise InputError("x is empty: the codebook needs vectors to start from")
         self.codebook.copy_(kmeans(x.float(), len(self.codebook), steps, seed))
 
-# %% ../nbs/30_quantize.ipynb #99f3e19c
+# %% ../nbs/30_quantize.ipynb #5dc69659
 def check_quantizer(
     q: nn.Module,  # Any quantizer
     x: Tensor,     # (N,C)
@@ -76,7 +76,7 @@ def check_quantizer(
     assert torch.equal(q.decode(out.indices), out.quantized), 'decode(indices) differs from quantized'
     assert out.indices.dtype == torch.int64 and out.quantized.shape == x.shape
 
-# %% ../nbs/30_quantize.ipynb #5d35e2e1
+# %% ../nbs/30_quantize.ipynb #06fabd30
 def kmeans(
     x: Tensor,     # (N,C) float32
     k: int,        # Number of centres
@@ -97,7 +97,7 @@ def kmeans(
         centres[empty] = x[far]
     return centres
 
-# %% ../nbs/30_quantize.ipynb #3bb14384
+# %% ../nbs/30_quantize.ipynb #f2912dbf
 def codebook_health(
     counts: Tensor,  # (K,) how often each code was used
 ) -> dict:

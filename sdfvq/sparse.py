@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SparseTensor', 'sparse_cat', 'sparse_unbind', 'batch_tensor', 'to_dense', 'from_dense', 'pool', 'subdivide', 'align']
 
-# %% ../nbs/20_sparse.ipynb #a74d0fee
+# %% ../nbs/20_sparse.ipynb #7d5f4042
 import torch
 from torch import Tensor
 
 from .core import InputError, check_shape, pack_keys, unpack_keys
 from .ops import join, neighbors, sorted_keys
 
-# %% ../nbs/20_sparse.ipynb #0a8fbbfa
+# %% ../nbs/20_sparse.ipynb #831bf567
 class SparseTensor:
     "Features (N,C) on voxels (N,4) int32 (b,x,y,z), rows unique and sorted."
     def __init__(self,
@@ -76,7 +76,7 @@ class SparseTensor:
         sorted_keys(self.coords)
         return self
 
-# %% ../nbs/20_sparse.ipynb #219cbfcd
+# %% ../nbs/20_sparse.ipynb #dcaf94c9
 def sparse_cat(
     items: list,     # SparseTensors, each a batch of its own
 ) -> SparseTensor:
@@ -93,7 +93,7 @@ def sparse_unbind(
     sizes = x.counts.tolist()
     return [SparseTensor(c * zero, f, 1) for c, f in zip(x.coords.split(sizes), x.feats.split(sizes))]
 
-# %% ../nbs/20_sparse.ipynb #ad2015fd
+# %% ../nbs/20_sparse.ipynb #1c891098
 def batch_tensor(
     batch: dict,   # sparse_sdf, sparse_index, batch_idx
     like: Tensor,  # Its device and dtype are wanted
@@ -105,7 +105,7 @@ def batch_tensor(
     coords = torch.cat([b.view(-1, 1), check_shape(index, 'N 3', 'sparse_index')], 1).int()
     return SparseTensor.from_unsorted(coords, sdf.view(-1, 1).to(like.dtype), batch.get('batch_size'))
 
-# %% ../nbs/20_sparse.ipynb #8d203189
+# %% ../nbs/20_sparse.ipynb #12a4b15d
 def to_dense(
     x: SparseTensor,
     size: int,        # Edge of the dense grid; coordinates must lie in [0, size)
@@ -124,7 +124,7 @@ def from_dense(
     "The voxels of a full grid where `mask` holds."
     return SparseTensor(mask.nonzero().int(), dense.permute(0, 2, 3, 4, 1)[mask], len(dense))
 
-# %% ../nbs/20_sparse.ipynb #609f0b4e
+# %% ../nbs/20_sparse.ipynb #25dc0475
 def pool(
     x: SparseTensor,
     plus_one: bool = True,  # Divide by n + 1, as Direct3D-S2 does; False: by n
@@ -140,7 +140,7 @@ def _pool_map(x, plus_one):
     keys, parent, n = torch.unique(pack_keys(halved), return_inverse=True, return_counts=True)
     return unpack_keys(keys), parent, 1 / (n + plus_one), {}
 
-# %% ../nbs/20_sparse.ipynb #5778f3c7
+# %% ../nbs/20_sparse.ipynb #a1423987
 def subdivide(
     x: SparseTensor,
 ) -> SparseTensor:  # 8N voxels
@@ -154,7 +154,7 @@ def _subdivision(x):
     keys, order = pack_keys(children).sort()
     return unpack_keys(keys), order // 8, {}
 
-# %% ../nbs/20_sparse.ipynb #ed659a7d
+# %% ../nbs/20_sparse.ipynb #2776ea0c
 def align(
     a: SparseTensor,
     b: SparseTensor,

@@ -6,7 +6,7 @@
 __all__ = ['presets', 'FORMAT', 'VQVAEConfig', 'preset', 'SparseSDFEncoder', 'SparseSDFDecoder', 'SparseSDFVQVAE', 'fingerprint',
            'save_model', 'load_model']
 
-# %% ../nbs/31_vqvae.ipynb #c199e761
+# %% ../nbs/31_vqvae.ipynb #16def3f8
 import hashlib, json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from .core import InputError, atomic_write, check_output, check_shape
 from .quantize import VectorQuantizer
 from .sparse import SparseTensor, batch_tensor
 
-# %% ../nbs/31_vqvae.ipynb #69aacce5
+# %% ../nbs/31_vqvae.ipynb #45977d8c
 @dataclass(frozen=True)
 class VQVAEConfig:
     "What decides the shape of a model. Everything that changes a weight's shape or meaning is here and in the checkpoint."
@@ -45,6 +45,7 @@ class VQVAEConfig:
     norm_groups: int | None = None      # ours: groups of every norm; None: 32, or the narrowest width where that is smaller
     num_embeddings: int = 8192          # ours: codes K
     plus_one_pooling: bool = True       # ours: pool by sum ÷ (n + 1) as the original does; False: a true mean
+    band: float = 4.0                   # ours: half-width in voxels of the band it was trained on
 
     def __post_init__(self):
         if self.factor < 2 or self.factor & (self.factor - 1): raise InputError(f"factor must be a power of two >= 2, got {self.factor}")
@@ -75,7 +76,7 @@ class VQVAEConfig:
         if unknown := sorted(set(d) - known): raise InputError(f"unknown model settings {unknown}; known are {sorted(known)}")
         return cls(**d)
 
-# %% ../nbs/31_vqvae.ipynb #c81433a8
+# %% ../nbs/31_vqvae.ipynb #f8d034f6
 presets = dict(
     tiny=VQVAEConfig(embed_dim=16, resolution=16, model_channels_encoder=64, num_blocks_encoder=1, num_heads_encoder=2,
                      model_channels_decoder=64, num_blocks_decoder=1, num_heads_decoder=2, factor=4, num_embeddings=1024, plus_one_pooling=False),
@@ -91,7 +92,7 @@ def preset(name: str) -> VQVAEConfig:
     if name not in presets: raise InputError(f"unknown preset {name!r}; known are {', '.join(presets)}")
     return presets[name]
 
-# %% ../nbs/31_vqvae.ipynb #b6a2f5ee
+# %% ../nbs/31_vqvae.ipynb #6087e9ea
 def _blocks(channels, heads, n, window):
     return nn.ModuleList([TransformerBlock(channels, heads, window, shift=window // 2 * (i % 2)) for i in range(n)])
 
@@ -126,7 +127,7 @@ class SparseSDFEncoder(nn.Module):
         x = _run(self.blocks, x, self.use_checkpoint)
         return self.out_layer(x.replace(F.layer_norm(x.feats.float(), x.feats.shape[1:]).to(x.dtype)))
 
-# %% ../nbs/31_vqvae.ipynb #0c6af7db
+# %% ../nbs/31_vqvae.ipynb #6c802e49
 class SparseSDFDecoder(nn.Module):
     "Latents → SDF on all voxels they stand for: every latent becomes a full block of factor³ voxels."
     def __init__(self,
@@ -151,7 +152,7 @@ class SparseSDFDecoder(nn.Module):
         x = self.out_layer(x)
         return x.replace(x.feats.tanh())
 
-# %% ../nbs/31_vqvae.ipynb #be7e8a8a
+# %% ../nbs/31_vqvae.ipynb #95a627df
 class SparseSDFVQVAE(nn.Module):
     "Sparse SDF → ids → sparse SDF. Loss parts for the codebook come with the output; reconstruction is compared in `losses`."
     def __init__(self,
@@ -211,7 +212,7 @@ class SparseSDFVQVAE(nn.Module):
         "Parameters of 'encoder', 'quantizer' or 'decoder'."
         return list(getattr(self, name).parameters())
 
-# %% ../nbs/31_vqvae.ipynb #e0a1922f
+# %% ../nbs/31_vqvae.ipynb #8cfa9b69
 def fingerprint(
     model: nn.Module,  # A `SparseSDFVQVAE`
 ) -> str:              # 16 hexadecimal digits
