@@ -10,6 +10,7 @@ export SDFVQ_REQUIRE_EXT ?= 1
 NATIVE := setup.py settings.ini pyproject.toml $(shell find csrc -type f)
 
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 .PHONY: help demo dev test sync docs readme lock clean
 
 help:  ## this list
