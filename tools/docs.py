@@ -69,7 +69,9 @@ def nav(pages, here):
         folder = posixpath.dirname(page)
         group = folder.replace('_', ' ').capitalize() if folder else ROOM.get(source.name[0], '')
         groups.setdefault(group, []).append((page, front['title']))
-    link = lambda page, title: f'<a{" class=here" if page == here else ""} href="{posixpath.relpath(page, posixpath.dirname(here) or ".")}">{escape(title)}</a>'
+    def link(page, title):
+        mark = ' class="here"' if page == here else ''
+        return f'<a{mark} href="{posixpath.relpath(page, posixpath.dirname(here) or ".")}">{escape(title)}</a>'
     return ''.join((f'<h2>{group}</h2>' if group else '') + ''.join(link(*p) for p in links if p[0] != 'index.html')
                    for group, links in groups.items())
 
@@ -110,8 +112,9 @@ def main():
     exporter = HTMLExporter(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True)
     for page, (front, source) in pages.items():
         body, _ = exporter.from_notebook_node(notebooks[source][1])
-        html = PAGE.format(title=escape(front['title']), project=cfg.title, up='../' * page.count('/'), repo=cfg.git_url,
-                           lead=re.sub(r'`([^`]*)`', r'<code>\1</code>', escape(front['description'] or '')), nav=nav(pages, page), body=body)
+        lead = re.sub(r'`([^`]*)`', r'<code>\1</code>', escape(front['description'] or ''))
+        html = PAGE.format(title=escape(front['title']), lead=lead, body=body, nav=nav(pages, page),
+                           project=cfg.title, repo=cfg.git_url, up='../' * page.count('/'))
         (SITE/page).parent.mkdir(parents=True, exist_ok=True)
         (SITE/page).write_text(relink(html, page, source, pages, cfg), encoding='utf-8')
     broken = list(broken_links())
