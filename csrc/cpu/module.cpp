@@ -6,6 +6,10 @@ namespace sdfvq {
 void bind_neighbors(pybind11::module_ &m);
 void bind_gather_blocks(pybind11::module_ &m);
 void bind_join(pybind11::module_ &m);
+void bind_closest_point(pybind11::module_ &m);
+void bind_winding(pybind11::module_ &m);
+void bind_voxelize(pybind11::module_ &m);
+void bind_march(pybind11::module_ &m);
 }  // namespace sdfvq
 
 PYBIND11_MODULE(_C, m) {
@@ -13,4 +17,8 @@ PYBIND11_MODULE(_C, m) {
   sdfvq::bind_neighbors(m);
   sdfvq::bind_gather_blocks(m);
   sdfvq::bind_join(m);
+  sdfvq::bind_closest_point(m);
+  sdfvq::bind_winding(m);
+  sdfvq::bind_voxelize(m);
+  sdfvq::bind_march(m);
 }
