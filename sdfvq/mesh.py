@@ -119,7 +119,7 @@ def merge(meshes) -> trimesh.Trimesh:
     empty = np.zeros((0, 3))
     return make_mesh(np.concatenate([empty, *(m.vertices for m in meshes)]), np.concatenate([empty, *(m.faces + s for m, s in zip(meshes, start))]))
 
-# %% ../nbs/10_mesh.ipynb #f92f3ba1
+# %% ../nbs/10_mesh.ipynb #677f3faf
 def check_mesh(
     vertices,             # (V,3) numbers
     faces,                # (F,3) integers
@@ -137,7 +137,7 @@ def check_mesh(
         raise InputError(f"{name}: face indices run from {faces.min()} to {faces.max()}, but there are {len(vertices)} vertices; the file is damaged")
     used = vertices[np.unique(faces)]
     if bad := int((~np.isfinite(used).all(1)).sum()):
-        raise InputError(f"{name}: {bad} of {len(used)} vertices are NaN or infinite; repair the mesh and export it again")
+        raise InputError(f"{name}: {bad} of {len(used)} vertices are NaN or Inf; repair the mesh and export it again")
     if not (np.ptp(used, axis=0) > 0).any(): raise InputError(f"{name}: zero extent, all vertices are at one point; check the export's scale")
     a, b, c = vertices[faces].swapaxes(0, 1)
     longest = np.max([((p - q)**2).sum(1) for p, q in ((a, b), (b, c), (c, a))], 0)
@@ -145,7 +145,7 @@ def check_mesh(
         raise InputError(f"{name}: all {len(faces)} faces are degenerate (no area), there is no surface; check the export")
     return vertices, faces
 
-# %% ../nbs/10_mesh.ipynb #2f94d278
+# %% ../nbs/10_mesh.ipynb #069db285
 READ = ('.glb', '.gltf', '.obj', '.ply', '.stl', '.off', '.dae')
 WRITE = ('.glb', '.obj', '.ply', '.stl')
 
@@ -154,10 +154,10 @@ def load_mesh(
 ) -> trimesh.Trimesh:
     "The file's surface as one mesh, vertices as they are stored; `InputError` names the file and what to do."
     path = Path(path)
-    if not path.is_file(): raise InputError(f"{path}: no such file; check the path")
+    if not path.is_file(): raise InputError(f"{path}: file does not exist; check the path")
     if path.suffix.lower() not in READ: raise InputError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; convert it to one of {' '.join(READ)}")
     try: scene = trimesh.load_scene(path, process=False)
-    except Exception as e: raise InputError(f"{path}: not a readable {path.suffix[1:]} mesh ({type(e).__name__}: {e}); export it again") from e
+    except Exception as e: raise InputError(f"{path}: not a readable {path.suffix[1:]} mesh ({type(e).__name__}: {' '.join(str(e).split())}); export it again") from e
     parts, points = [], 0
     for node in scene.graph.nodes_geometry:
         matrix, geometry = scene.graph[node]
