@@ -1,0 +1,143 @@
+"""Bad input through the command line: one clear line that names the file, exit code 2, and nothing half-written."""
+import resource, subprocess, sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from typer.testing import CliRunner
+
+from sdfvq.cli import app
+from sdfvq.mesh import load_mesh, sphere
+from sdfvq.tokens import ShapeTokens
+from sdfvq.vqvae import SparseSDFVQVAE, preset, save_model
+
+
+def run(*args): return CliRunner().invoke(app, [str(a) for a in args])
+
+def refused(result, *words):
+    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
+    line = result.stderr.strip()
+    assert '\n' not in line and line.startswith('error: '), line
+    for w in words: assert str(w) in line, (w, line)
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    return save_model(SparseSDFVQVAE(preset('tiny')), tmp_path_factory.mktemp('run') / 'model.safetensors').parent
+
+@pytest.fixture
+def ball(tmp_path):
+    path = tmp_path / 'ball.ply'
+    sphere(1.).export(path)
+    return path
+
+OBJ = 'v 0 0 0\nv 1 0 0\nv 0 1 0\n'
+PLY = 'ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n'
+BAD = {
+    'text.ply': ('this is no mesh', 'not'),
+    'text.glb': ('this is no mesh', 'not'),
+    'notes.txt': ('this is no mesh', 'glb'),
+    'empty.obj': ('', 'empty'),
+    'cloud.ply': (PLY + 'end_header\n0 0 0\n1 0 0\n0 1 0\n', 'point'),
+    'nan.obj': (OBJ.replace('1 0 0', 'nan 0 0') + 'f 1 2 3\n', 'NaN'),
+    'inf.obj': (OBJ.replace('1 0 0', 'inf 0 0') + 'f 1 2 3\n', 'NaN or Inf'),
+    'range.off': ('OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n', 'range'),
+    'degenerate.obj': (OBJ + 'f 1 1 2\nf 2 3 3\n', 'degenerate'),
+    'point.obj': ('v 1 2 3\nv 1 2 3\nv 1 2 3\nf 1 2 3\n', ''),
+}
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_mesh(tmp_path, model, name):
+    text, word = BAD[name]
+    path, out = tmp_path / name, tmp_path / 'out'
+    path.write_text(text)
+    refused(run('voxelize', path, '-o', out / 'a.npz', '--resolution', 16), name, word)
+    refused(run('encode', path, '-o', out / 'a.npz', '-m', model), name, word)
+    assert not list(out.glob('*'))
+
+def test_missing_file(tmp_path, model):
+    for args in (('voxelize', 'none.glb', '-o', tmp_path / 'a.npz'), ('encode', 'none.glb', '-o', tmp_path / 'a.npz', '-m', model)):
+        refused(run(*args), 'none.glb', 'no such file')
+    for args in (('mesh', 'none.npz', '-o', tmp_path / 'a.glb'), ('decode', 'none.npz', '-o', tmp_path / 'a.glb', '-m', model)):
+        refused(run(*args), 'none.npz', 'exist')
+    refused(run('encode', 'none.glb', '-o', tmp_path / 'a.npz', '-m', tmp_path / 'nomodel'), 'nomodel', 'exist')
+    refused(run('train', tmp_path / 'nodata', '-o', tmp_path / 'run'), 'nodata', 'exist')
+
+@pytest.mark.parametrize('size', [1e12, 1e-12])
+def test_any_size_works(tmp_path, size):
+    m = sphere(1.)
+    m.vertices = m.vertices * size + [3 * size, 0, 0]
+    m.export(tmp_path / 'm.obj', digits=20)
+    assert run('voxelize', tmp_path / 'm.obj', '-o', tmp_path / 'm.npz', '--resolution', 64).exit_code == 0
+    assert run('mesh', tmp_path / 'm.npz', '-o', tmp_path / 'back.ply').exit_code == 0
+    back = load_mesh(tmp_path / 'back.ply')
+    assert abs(back.bounds - m.bounds).max() < .01 * size
+
+def test_scene_of_several_meshes_is_merged(tmp_path):
+    a, b = sphere(1.), sphere(1.)
+    scene = trimesh.Scene()
+    scene.add_geometry(a)
+    scene.add_geometry(b, transform=trimesh.transformations.translation_matrix([5, 0, 0]))
+    scene.export(tmp_path / 's.glb')
+    m = load_mesh(tmp_path / 's.glb')
+    assert len(m.faces) == 2 * len(a.faces) and np.allclose(m.bounds, [[-1, -1, -1], [6, 1, 1]], atol=1e-2)
+
+def test_resolution(tmp_path, ball, model):
+    for r in (70, 0, -8, 4096): refused(run('voxelize', ball, '-o', tmp_path / 'a.npz', '--resolution', r), 'resolution', r)
+    refused(run('encode', ball, '-o', tmp_path / 'a.npz', '-m', model, '--resolution', 70), 'multiple', 70)
+    assert not (tmp_path / 'a.npz').exists()
+
+def test_tokens_that_do_not_fit(tmp_path, ball, model):
+    t = tmp_path / 't.npz'
+    assert run('encode', ball, '-o', t, '-m', model).exit_code == 0
+    assert run('decode', t, '-o', tmp_path / 'm.glb', '-m', model).exit_code == 0
+    torch.manual_seed(1)
+    other = save_model(SparseSDFVQVAE(preset('tiny')), tmp_path / 'other' / 'model.safetensors')
+    refused(run('decode', t, '-o', tmp_path / 'n.glb', '-m', other), ShapeTokens.load(t).fingerprint)
+    t.write_bytes(t.read_bytes()[:-50])
+    refused(run('decode', t, '-o', tmp_path / 'n.glb', '-m', model), 't.npz', 'truncated')
+    refused(run('mesh', t, '-o', tmp_path / 'n.glb'), 't.npz')
+    assert not (tmp_path / 'n.glb').exists()
+
+def test_outputs_are_kept(tmp_path, ball, model):
+    out = tmp_path / 'a.npz'
+    for args in (('voxelize', ball, '-o', out, '--resolution', 16), ('encode', ball, '-o', out, '-m', model)):
+        out.write_text('precious')
+        refused(run(*args), 'a.npz', '--overwrite')
+        assert out.read_text() == 'precious'
+        assert run(*args, '--overwrite').exit_code == 0 and out.read_bytes()[:2] == b'PK'
+    refused(run('voxelize', ball, '-o', ball / 'below' / 'a.npz', '--resolution', 16), 'not writable')
+    assert run('voxelize', ball, '-o', out, '--resolution', 16, '--overwrite').exit_code == 0
+    refused(run('mesh', out, '-o', tmp_path / 'a.xyz'), '.xyz')
+    assert not (tmp_path / 'a.xyz').exists()
+
+def test_one_bad_of_many_costs_itself_alone(tmp_path, ball, model):
+    bad = tmp_path / 'bad.ply'
+    bad.write_text('no mesh')
+    r = run('encode', bad, ball, '-o', tmp_path / 'out', '-m', model)
+    assert r.exit_code == 2 and 'bad.ply' in r.stderr and '1 of 2 failed' in r.stderr
+    assert [p.name for p in (tmp_path / 'out').iterdir()] == ['ball.npz']
+
+def test_stage_without_a_start(tmp_path, ball):
+    refused(run('train', tmp_path, '-o', tmp_path / 'run', '--stage', 1), '--from')
+    refused(run('train', tmp_path, '-o', tmp_path / 'run', '--stage', 7), 'stage')
+    refused(run('train', tmp_path, '-o', tmp_path / 'run', '--preset', 'huge'), 'huge', 'tiny')
+
+@pytest.mark.parametrize('name', ['voxelize', 'mesh', 'train', 'encode', 'decode', 'evaluate', 'demo', 'info'])
+def test_help(name):
+    r = run(name, '--help')
+    assert r.exit_code == 0 and 'Usage' in r.stdout
+
+def test_two_million_faces_in_two_gigabytes(tmp_path):
+    n = 1000
+    u, v = np.meshgrid(*[np.arange(n) * 2 * np.pi / n] * 2, indexing='ij')
+    xyz = np.stack([(2 + np.cos(v)) * np.cos(u), (2 + np.cos(v)) * np.sin(u), np.sin(v)], -1).reshape(-1, 3)
+    i, j = np.meshgrid(np.arange(n), np.arange(n), indexing='ij')
+    a, b, c, d = (((i + p) % n * n + (j + q) % n).ravel() for p, q in ((0, 0), (1, 0), (1, 1), (0, 1)))
+    trimesh.Trimesh(xyz, np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)]), process=False).export(tmp_path / 'm.ply')
+    code = 'import sys; from sdfvq.cli import app; app(sys.argv[1:], standalone_mode=False)'
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    subprocess.run([sys.executable, '-c', code, 'voxelize', tmp_path / 'm.ply', '-o', tmp_path / 'm.npz', '--resolution', '64'], check=True)
+    assert max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) < 2 * 2**20, 'kilobytes'
