@@ -90,7 +90,7 @@ def twist(extents=(0.5, 0.5, 1.6), turns: float = 0.25, subdivisions: int = 4) -
     a = 2 * np.pi * turns * z / extents[2]
     return make_mesh(np.stack([x * np.cos(a) - y * np.sin(a), x * np.sin(a) + y * np.cos(a), z], 1), m.faces)
 
-# %% ../nbs/10_mesh.ipynb #89b1a0bd
+# %% ../nbs/10_mesh.ipynb #408c9841
 def solids(
     n: int,         # How many
     seed: int = 0,
@@ -99,7 +99,8 @@ def solids(
     g = np.random.default_rng(seed)
     u = lambda lo, hi, *size: g.uniform(lo, hi, *size)
     makers = dict(box=lambda: box(u(.3, 1, 3)), ball=lambda: sphere(1, 3), capsule=lambda: capsule(u(.3, 1.5), u(.2, .5)),
-                  torus=lambda: torus(u(.6, .8), u(.15, .35)), frame=lambda: frame(1, u(.3, .6), u(.2, .8)), knot=lambda: knot(2, 3, u(.1, .17)),
+                  torus=lambda: torus(u(.6, .8), u(.15, .35)), frame=lambda: frame(1, u(.3, .6), u(.2, .8)),
+                  knot=lambda: knot(2, 3, u(.1, .17)),
                   blob=lambda: blob(int(g.integers(2**31)), u(.4, 1.0)), twist=lambda: twist((*u(.3, .7, 2), 1.4), u(.1, .4)))
     def one(name):
         m = makers[name]()
@@ -117,9 +118,10 @@ def merge(meshes) -> trimesh.Trimesh:
     "All vertices and faces in one mesh; nothing is welded or cut."
     start = np.cumsum([0] + [len(m.vertices) for m in meshes])
     empty = np.zeros((0, 3))
-    return make_mesh(np.concatenate([empty, *(m.vertices for m in meshes)]), np.concatenate([empty, *(m.faces + s for m, s in zip(meshes, start))]))
+    return make_mesh(np.concatenate([empty, *(m.vertices for m in meshes)]),
+                     np.concatenate([empty, *(m.faces + s for m, s in zip(meshes, start))]))
 
-# %% ../nbs/10_mesh.ipynb #677f3faf
+# %% ../nbs/10_mesh.ipynb #fb202be6
 def check_mesh(
     vertices,             # (V,3) numbers
     faces,                # (F,3) integers
@@ -134,18 +136,20 @@ def check_mesh(
     if faces.dtype.kind not in 'iu': raise InputError(f"{name}: faces must be integers, got {faces.dtype}")
     faces = faces.astype(np.int64)
     if faces.min() < 0 or faces.max() >= len(vertices):
-        raise InputError(f"{name}: face indices run from {faces.min()} to {faces.max()}, but there are {len(vertices)} vertices; the file is damaged")
+        raise InputError(f"{name}: face indices run from {faces.min()} to {faces.max()}, "
+                         f"but there are {len(vertices)} vertices; the file is damaged")
     used = vertices[np.unique(faces)]
     if bad := int((~np.isfinite(used).all(1)).sum()):
         raise InputError(f"{name}: {bad} of {len(used)} vertices are NaN or Inf; repair the mesh and export it again")
-    if not (np.ptp(used, axis=0) > 0).any(): raise InputError(f"{name}: zero extent, all vertices are at one point; check the export's scale")
+    if not (np.ptp(used, axis=0) > 0).any():
+        raise InputError(f"{name}: zero extent, all vertices are at one point; check the export's scale")
     a, b, c = vertices[faces].swapaxes(0, 1)
     longest = np.max([((p - q)**2).sum(1) for p, q in ((a, b), (b, c), (c, a))], 0)
     if (np.linalg.norm(np.cross(b - a, c - a), axis=1) <= 1e-8 * longest).all():
         raise InputError(f"{name}: all {len(faces)} faces are degenerate (no area), there is no surface; check the export")
     return vertices, faces
 
-# %% ../nbs/10_mesh.ipynb #069db285
+# %% ../nbs/10_mesh.ipynb #59294b6e
 READ = ('.glb', '.gltf', '.obj', '.ply', '.stl', '.off', '.dae')
 WRITE = ('.glb', '.obj', '.ply', '.stl')
 
@@ -155,16 +159,20 @@ def load_mesh(
     "The file's surface as one mesh, vertices as they are stored; `InputError` names the file and what to do."
     path = Path(path)
     if not path.is_file(): raise InputError(f"{path}: file does not exist; check the path")
-    if path.suffix.lower() not in READ: raise InputError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; convert it to one of {' '.join(READ)}")
+    if path.suffix.lower() not in READ:
+        raise InputError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; convert it to one of {' '.join(READ)}")
     try: scene = trimesh.load_scene(path, process=False)
-    except Exception as e: raise InputError(f"{path}: not a readable {path.suffix[1:]} mesh ({type(e).__name__}: {' '.join(str(e).split())}); export it again") from e
+    except Exception as e:  # readers fail in every way there is
+        why = f"{type(e).__name__}: {' '.join(str(e).split())}"
+        raise InputError(f"{path}: not a readable {path.suffix[1:]} mesh ({why}); export it again") from e
     parts, points = [], 0
     for node in scene.graph.nodes_geometry:
         matrix, geometry = scene.graph[node]
         part = scene.geometry[geometry]
         points += len(getattr(part, 'vertices', ()))
         if not isinstance(part, trimesh.Trimesh): continue
-        if part.faces.size and (part.faces.min() < 0 or part.faces.max() >= len(part.vertices)): check_mesh(part.vertices, part.faces, str(path))
+        if part.faces.size and (part.faces.min() < 0 or part.faces.max() >= len(part.vertices)):
+            check_mesh(part.vertices, part.faces, str(path))
         turned = part.faces[:, ::-1] if np.linalg.det(matrix[:3, :3]) < 0 else part.faces
         parts.append(make_mesh(part.vertices @ matrix[:3, :3].T + matrix[:3, 3], turned))
     mesh = merge(parts)
@@ -179,7 +187,8 @@ def save_mesh(
 ) -> Path:
     "Writes the whole file or nothing."
     path = Path(path)
-    if path.suffix.lower() not in WRITE: raise InputError(f"output {path}: cannot write {path.suffix or 'a file without suffix'}; use one of {' '.join(WRITE)}")
+    if path.suffix.lower() not in WRITE:
+        raise InputError(f"output {path}: cannot write {path.suffix or 'a file without suffix'}; use one of {' '.join(WRITE)}")
     check_output(path, overwrite)
     with atomic_write(path) as tmp: mesh.export(tmp)
     return path
@@ -221,7 +230,7 @@ def _normals(mesh):
     a, b, c = np.asarray(mesh.vertices)[np.asarray(mesh.faces)].swapaxes(0, 1)
     return np.cross(b - a, c - a)
 
-# %% ../nbs/10_mesh.ipynb #e8b5419e
+# %% ../nbs/10_mesh.ipynb #3b32c9db
 @dataclass(frozen=True)
 class Comparison:
     "Distances between two surfaces in their own units, from `n` samples on each."
@@ -246,7 +255,9 @@ def compare(
     voxel: float = None,# Edge of a voxel, in the meshes' units; None: of a 64³ grid about `a`
 ) -> Comparison:
     "How far `b` is from `a`. An empty mesh is infinitely far from everything, and its F-scores are 0."
-    if voxel is None: voxel = float(np.ptp(np.asarray(a.vertices)[np.unique(a.faces)], axis=0).max()) / EXTENT * 2 / 64 if len(a.faces) else 1.0
+    if voxel is None:
+        extent = np.ptp(np.asarray(a.vertices)[np.unique(a.faces)], axis=0).max() if len(a.faces) else EXTENT
+        voxel = extent / EXTENT * 2 / 64
     there, back = _one_way(a, b, n, seed, voxel), _one_way(b, a, n, seed + 1, voxel)
     mean = lambda k: (there[k] + back[k]) / 2
     f = [2 * p * q / (p + q) if p + q else 0.0 for p, q in zip(there['share'], back['share'])]
@@ -258,7 +269,8 @@ def _one_way(a, b, n, seed, voxel):
     d, hit = (x.numpy() for x in closest_point(*_tensors(points, b.vertices, b.faces)))
     unit = lambda m, k: (x := _normals(m)[k]) / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300)
     cos = np.abs((unit(a, face) * unit(b, hit)).sum(1))
-    return dict(d=float(d.mean()), d2=float((d * d).mean()), max=float(d.max()), share=((d < voxel).mean(), (d < 2 * voxel).mean()), cos=float(cos.mean()))
+    share = tuple(float((d < k * voxel).mean()) for k in (1, 2))
+    return dict(d=float(d.mean()), d2=float((d * d).mean()), max=float(d.max()), share=share, cos=float(cos.mean()))
 
 def _tensors(*arrays):
     kinds = (np.float64, np.float64, np.int64)

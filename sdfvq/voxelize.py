@@ -17,7 +17,7 @@ from . import geometry
 from .core import InputError, Transform, atomic_write, check_output, voxel_size, voxel_to_cube
 from .mesh import check_mesh, make_mesh, normalize as fit_cube
 
-# %% ../nbs/11_voxelize.ipynb #aee2e5a3
+# %% ../nbs/11_voxelize.ipynb #dc1bd42e
 VERSION = 1  # of the file
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,8 +35,10 @@ class SparseSDF:
 
     def __repr__(self):
         lo, hi = self.transform.to_world([[-1] * 3, [1] * 3])
-        return (f"SparseSDF: {len(self):,} voxels of {self.resolution}³, band ±{self.band:g}, {(self.sdf < 0).mean() if len(self) else 0:.0%} inside, "
-                f"cube {' × '.join(f'[{a:.4g}, {b:.4g}]' for a, b in zip(lo, hi))}, sign: {self.sign}" + (", grid: node" if self.grid == 'node' else ""))
+        inside = (self.sdf < 0).mean() if len(self) else 0
+        cube = ' × '.join(f'[{a:.4g}, {b:.4g}]' for a, b in zip(lo, hi))
+        return (f"SparseSDF: {len(self):,} voxels of {self.resolution}³, band ±{self.band:g}, {inside:.0%} inside, cube {cube}, "
+                f"sign: {self.sign}" + (", grid: node" if self.grid == 'node' else ""))
 
     def save(
         self,
@@ -49,8 +51,8 @@ class SparseSDF:
         check_output(path, overwrite)
         with atomic_write(path) as tmp:
             np.savez_compressed(tmp, sparse_sdf=self.sdf[:, None], sparse_index=self.coords, resolution=np.int32(self.resolution),
-                                band=np.float64(self.band), scale=np.float64(self.transform.scale), offset=np.float64(self.transform.offset),
-                                sign=self.sign, grid=self.grid, version=np.int32(VERSION))
+                                band=np.float64(self.band), scale=np.float64(self.transform.scale),
+                                offset=np.float64(self.transform.offset), sign=self.sign, grid=self.grid, version=np.int32(VERSION))
         return path
 
     @classmethod
@@ -65,19 +67,22 @@ class SparseSDF:
         try:
             with np.load(path, allow_pickle=False) as file: f = {k: file[k] for k in file.files}
         except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zipfile.zlib.error) as e:
-            raise InputError(f"{path}: not a sparse SDF, or cut short ({type(e).__name__}: {e}); write it again with `sdfvq voxelize`") from e
+            why = f"{type(e).__name__}: {' '.join(str(e).split())}"
+            raise InputError(f"{path}: not a sparse SDF, or cut short ({why}); write it again with `sdfvq voxelize`") from e
         return cls(**_fields(f, str(path), grid))
 
-# %% ../nbs/11_voxelize.ipynb #120fb434
+# %% ../nbs/11_voxelize.ipynb #10b6cb19
 def _fields(f, name, grid):
     "The constructor's arguments from a file's arrays, checked."
     if missing := [k for k in ('sparse_sdf', 'sparse_index', 'resolution') if k not in f]:
         raise InputError(f"{name}: not a sparse SDF, it has no {', '.join(missing)}")
     if (v := int(f.get('version', VERSION))) != VERSION:
-        raise InputError(f"{name}: version {v} of the sparse SDF file, this sdfvq reads version {VERSION}; update sdfvq or write the file again")
+        raise InputError(f"{name}: version {v} of the sparse SDF file, this sdfvq reads version {VERSION}; "
+                         f"update sdfvq or write the file again")
     coords, sdf, r = np.asarray(f['sparse_index'], np.int32), np.asarray(f['sparse_sdf'], np.float32), int(f['resolution'])
     if coords.ndim != 2 or coords.shape[1] != 3 or sdf.size != len(coords):
-        raise InputError(f"{name}: sparse_index must be (N,3) and sparse_sdf (N,1), got {coords.shape} and {sdf.shape}; the file is damaged")
+        raise InputError(f"{name}: sparse_index must be (N,3) and sparse_sdf (N,1), "
+                         f"got {coords.shape} and {sdf.shape}; the file is damaged")
     sdf = sdf.reshape(-1)
     if len(coords) and (coords.min() < 0 or coords.max() >= r or not np.isfinite(sdf).all()):
         raise InputError(f"{name}: voxels must lie in [0, {r}) and values be finite; the file is damaged")
@@ -113,7 +118,7 @@ def open_share(
 def _winding(points, vertices, faces):
     return geometry.winding(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (points, vertices, faces))).numpy()
 
-# %% ../nbs/11_voxelize.ipynb #b6a709cf
+# %% ../nbs/11_voxelize.ipynb #e2109730
 SIGNS = ('auto', 'winding', 'unsigned')
 
 def voxelize(
@@ -145,7 +150,8 @@ def voxelize(
 def _check_grid(resolution, band):
     ok = isinstance(resolution, (int, np.integer)) and not isinstance(resolution, bool) and 8 <= resolution <= 2048 and resolution % 8 == 0
     if not ok: raise InputError(f"resolution must be a multiple of 8 from 8 to 2048, got {resolution!r}")
-    if not (isinstance(band, (int, float, np.number)) and 1 <= band <= 16): raise InputError(f"band must lie in [1, 16] voxels, got {band!r}")
+    if not (isinstance(band, (int, float, np.number)) and 1 <= band <= 16):
+        raise InputError(f"band must lie in [1, 16] voxels, got {band!r}")
     return int(resolution), float(band)
 
 def _choose(sign, vertices, faces):

@@ -225,7 +225,10 @@ void bind_voxelize(py::module_ &m) {
     py::array_t<float> distance(n);
     int32_t *c = coords.mutable_data();
     float *d = distance.mutable_data();
-    for (py::ssize_t i = 0; i < n; ++i) c[3 * i] = voxels[i].x, c[3 * i + 1] = voxels[i].y, c[3 * i + 2] = voxels[i].z, d[i] = voxels[i].distance;
+    for (py::ssize_t i = 0; i < n; ++i, c += 3) {
+      const Voxel &v = voxels[i];
+      c[0] = v.x, c[1] = v.y, c[2] = v.z, d[i] = v.distance;
+    }
     return py::make_tuple(coords, distance);
   });
 }
