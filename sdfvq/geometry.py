@@ -77,7 +77,7 @@ def _(points, vertices, faces):
 
 def _tensors(arrays): return tuple(torch.from_numpy(a) for a in arrays)
 
-# %% ../nbs/03_geometry.ipynb #00697d4d
+# %% ../nbs/03_geometry.ipynb #633ed454
 @torch.library.custom_op('sdfvq::winding', mutates_args=())
 def winding(
     points: Tensor,    # (P,3) float64
@@ -98,7 +98,8 @@ def _solid_angles(points, triangles):
     la, lb, lc = (x.norm(dim=-1) for x in (a, b, c))
     dot = lambda x, y: (x * y).sum(-1)
     det = dot(a, torch.linalg.cross(b, c))
-    return 2 * torch.atan2(det, la * lb * lc + dot(a, b) * lc + dot(b, c) * la + dot(c, a) * lb)
+    omega = 2 * torch.atan2(det, la * lb * lc + dot(a, b) * lc + dot(b, c) * la + dot(c, a) * lb)
+    return omega.where(det.abs() > 1e-14 * la * lb * lc, 0.0)  # in the face's plane: 0; on the face: the mean of its two sides
 
 @winding.register_fake
 def _(points, vertices, faces): return points.new_empty(len(points))

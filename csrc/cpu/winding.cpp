@@ -12,7 +12,8 @@ namespace py = pybind11;
 namespace sdfvq {
 
 static constexpr int GROUP = 16;
-static constexpr double FAR = 2.0;  // a cluster is far beyond this many of its radii (the paper's beta)
+static constexpr double FAR = 2.0;     // a cluster is far beyond this many of its radii (the paper's beta)
+static constexpr double FLAT = 1e-14;  // a point in a face's plane sees nothing of it: on the face, the mean of its two sides
 
 struct Cluster {
   Vec3 centre{0, 0, 0}, vector{0, 0, 0};  // area-weighted centroid; sum of area vectors
@@ -52,15 +53,15 @@ SDFVQ_CLONES static void add_near(Vec3 a, Vec3 b, Vec3 c, Group &g) {
     const double la = std::sqrt(ax * ax + ay * ay + az * az), lb = std::sqrt(bx * bx + by * by + bz * bz),
                  lc = std::sqrt(cx * cx + cy * cy + cz * cz);
     const double det = ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx);
-    const double den = la * lb * lc + (ax * bx + ay * by + az * bz) * lc + (bx * cx + by * cy + bz * cz) * la +
+    const double volume = la * lb * lc;
+    const double den = volume + (ax * bx + ay * by + az * bz) * lc + (bx * cx + by * cy + bz * cz) * la +
                        (cx * ax + cy * ay + cz * az) * lb;
-    const double size = std::abs(det) + std::abs(den);
-    const double inv = size > 0 ? 1 / size : 0;  // size 0: the point is a corner of the triangle, which then counts nothing
-    const double u = size > 0 ? den * inv : 1, v = det * inv;
+    const bool flat = std::abs(det) <= FLAT * volume;
+    const double u = flat ? 1 : den, v = flat ? 0 : det;
     const double re = g.re[i] * u - g.im[i] * v, im = g.re[i] * v + g.im[i] * u;
     const double up = (v > 0) & (g.im[i] >= 0) & (im < 0) ? 1.0 : 0.0, down = (v < 0) & (g.im[i] < 0) & (im >= 0) ? 1.0 : 0.0;
     g.turns[i] += up - down;
-    const double norm = 1 / (std::abs(re) + std::abs(im));
+    const double norm = 1 / (std::abs(re) + std::abs(im));  // only the angle counts
     g.re[i] = re * norm, g.im[i] = im * norm;
   }
 }
