@@ -127,7 +127,7 @@ class SparseSDFEncoder(nn.Module):
         x = _run(self.blocks, x, self.use_checkpoint)
         return self.out_layer(x.replace(F.layer_norm(x.feats.float(), x.feats.shape[1:]).to(x.dtype)))
 
-# %% ../nbs/31_vqvae.ipynb #6c802e49
+# %% ../nbs/31_vqvae.ipynb #f9674435
 class SparseSDFDecoder(nn.Module):
     "Latents → SDF on all voxels they stand for: every latent becomes a full block of factor³ voxels."
     def __init__(self,
@@ -149,8 +149,9 @@ class SparseSDFDecoder(nn.Module):
         x = self.input_layer(x)
         x = x.replace(x.feats + position_embedding(x.coords, x.feats.shape[1], factor).to(x.dtype))
         x = _run(self.upsample, _run(self.blocks, x, self.use_checkpoint), self.use_checkpoint)
-        x = self.out_layer(x)
-        return x.replace(x.feats.tanh())
+        # In fp32 whatever the rest runs in: a bf16 tanh rounds to ±1 early, its gradient is 0 there, and training stops for good.
+        with torch.autocast(x.device.type, enabled=False):
+            return x.replace(F.linear(x.feats.float(), self.out_layer.weight.float(), self.out_layer.bias.float()).tanh())
 
 # %% ../nbs/31_vqvae.ipynb #95a627df
 class SparseSDFVQVAE(nn.Module):
