@@ -56,8 +56,8 @@ SDFVQ_CLONES static void add_near(Vec3 a, Vec3 b, Vec3 c, Group &g) {
     const double volume = la * lb * lc;
     const double den = volume + (ax * bx + ay * by + az * bz) * lc + (bx * cx + by * cy + bz * cz) * la +
                        (cx * ax + cy * ay + cz * az) * lb;
-    const bool flat = std::abs(det) <= FLAT * volume;
-    const double u = flat ? 1 : den, v = flat ? 0 : det;
+    const double solid = std::abs(det) > FLAT * volume ? 1.0 : 0.0;  // a factor, not a branch: the loop stays vectorised
+    const double u = solid * den + (1 - solid), v = solid * det;
     const double re = g.re[i] * u - g.im[i] * v, im = g.re[i] * v + g.im[i] * u;
     const double up = (v > 0) & (g.im[i] >= 0) & (im < 0) ? 1.0 : 0.0, down = (v < 0) & (g.im[i] < 0) & (im >= 0) ? 1.0 : 0.0;
     g.turns[i] += up - down;
