@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['READ', 'WRITE', 'EXTENT', 'make_mesh', 'sphere', 'box', 'capsule', 'sweep', 'torus', 'frame', 'knot', 'blob', 'twist',
-           'solids', 'merge', 'check_mesh', 'load_mesh', 'save_mesh', 'normalize', 'sample_surface', 'Comparison',
-           'compare', 'volume_iou']
+           'solids', 'merge', 'check_mesh', 'used_vertices', 'load_mesh', 'save_mesh', 'normalize', 'sample_surface',
+           'Comparison', 'compare', 'volume_iou']
 
 # %% ../nbs/10_mesh.ipynb #0f2369cb
 from dataclasses import dataclass
@@ -121,7 +121,7 @@ def merge(meshes) -> trimesh.Trimesh:
     return make_mesh(np.concatenate([empty, *(m.vertices for m in meshes)]),
                      np.concatenate([empty, *(m.faces + s for m, s in zip(meshes, start))]))
 
-# %% ../nbs/10_mesh.ipynb #fb202be6
+# %% ../nbs/10_mesh.ipynb #f90ba3c2
 def check_mesh(
     vertices,             # (V,3) numbers
     faces,                # (F,3) integers
@@ -138,7 +138,7 @@ def check_mesh(
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise InputError(f"{name}: face indices run from {faces.min()} to {faces.max()}, "
                          f"but there are {len(vertices)} vertices; the file is damaged")
-    used = vertices[np.unique(faces)]
+    used = vertices[used_vertices(faces, len(vertices))]
     if bad := int((~np.isfinite(used).all(1)).sum()):
         raise InputError(f"{name}: {bad} of {len(used)} vertices are NaN or Inf; repair the mesh and export it again")
     if not (np.ptp(used, axis=0) > 0).any():
@@ -148,6 +148,15 @@ def check_mesh(
     if (np.linalg.norm(np.cross(b - a, c - a), axis=1) <= 1e-8 * longest).all():
         raise InputError(f"{name}: all {len(faces)} faces are degenerate (no area), there is no surface; check the export")
     return vertices, faces
+
+def used_vertices(
+    faces,   # (F,3)
+    n: int,  # V
+) -> np.ndarray:
+    "Which of `n` vertices a face uses (n,) bool."
+    used = np.zeros(n, bool)
+    used[faces] = True
+    return used
 
 # %% ../nbs/10_mesh.ipynb #59294b6e
 READ = ('.glb', '.gltf', '.obj', '.ply', '.stl', '.off', '.dae')
@@ -193,7 +202,7 @@ def save_mesh(
     with atomic_write(path) as tmp: mesh.export(tmp)
     return path
 
-# %% ../nbs/10_mesh.ipynb #b5f3d600
+# %% ../nbs/10_mesh.ipynb #c1ba0776
 EXTENT = 1.9  # longest side of a normalised shape
 
 def normalize(
@@ -202,7 +211,7 @@ def normalize(
 ) -> tuple:
     "Vertices in the cube, the middle of their bounding box at 0 and its longest side 1.9, and the `Transform` that put them there."
     vertices = np.asarray(vertices, np.float64)
-    used = vertices if faces is None else vertices[np.unique(faces)]
+    used = vertices if faces is None else vertices[used_vertices(faces, len(vertices))]
     if not len(used) or not np.isfinite(used).all(): raise InputError("vertices must be finite and at least one, to be normalised")
     lo, hi = used.min(0), used.max(0)
     longest = float((hi - lo).max())

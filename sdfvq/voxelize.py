@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERSION', 'SHELL', 'SHEET', 'PROBES', 'EPS', 'SIGNS', 'SparseSDF', 'open_share', 'voxelize', 'march']
 
-# %% ../nbs/11_voxelize.ipynb #7189b08e
+# %% ../nbs/11_voxelize.ipynb #222d87f9
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch, trimesh
 
 from . import geometry
 from .core import InputError, Transform, atomic_write, check_output, voxel_size, voxel_to_cube
-from .mesh import check_mesh, make_mesh, normalize as fit_cube
+from .mesh import check_mesh, make_mesh, normalize as fit_cube, used_vertices
 
 # %% ../nbs/11_voxelize.ipynb #dc1bd42e
 VERSION = 1  # of the file
@@ -118,7 +118,7 @@ def open_share(
 def _winding(points, vertices, faces):
     return geometry.winding(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (points, vertices, faces))).numpy()
 
-# %% ../nbs/11_voxelize.ipynb #e2109730
+# %% ../nbs/11_voxelize.ipynb #e32adb0b
 SIGNS = ('auto', 'winding', 'unsigned')
 
 def voxelize(
@@ -135,8 +135,8 @@ def voxelize(
     if faces is None and hasattr(vertices, 'faces'): vertices, faces = vertices.vertices, vertices.faces
     if faces is None: raise InputError("faces are missing: call voxelize(vertices, faces) or voxelize(mesh)")
     vertices, faces = check_mesh(vertices, faces)
-    used, faces = np.unique(faces, return_inverse=True)
-    vertices, faces = vertices[used], faces.reshape(-1, 3)
+    used = used_vertices(faces, len(vertices))
+    vertices, faces = vertices[used], (np.cumsum(used) - 1)[faces]
     vertices, transform = fit_cube(vertices) if normalize else (vertices, Transform())
     sign, why = _choose(sign, vertices, faces)
     shell = SHELL if sign == 'unsigned' else 0.0
