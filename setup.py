@@ -18,7 +18,7 @@ class OptionalBuildExt(build_ext):
             if os.environ.get('SDFVQ_REQUIRE_EXT') == '1': raise
             print(f'sdfvq: the C++ extension was not built ({e}); slow references will be used', file=sys.stderr)
 
-flags = ['/O2'] if sys.platform == 'win32' else ['-O3', '-ffp-contract=off', '-fno-math-errno', '-pthread']
+flags = ['/O2'] if sys.platform == 'win32' else ['-O3', '-ffp-contract=off', '-fno-math-errno', '-fno-trapping-math', '-pthread']
 extension = Pybind11Extension('sdfvq._C', sorted(glob('csrc/cpu/*.cpp')), include_dirs=['csrc'], cxx_std=17,
     depends=sorted(glob('csrc/**/*.h', recursive=True)), extra_compile_args=flags + shlex.split(os.environ.get('SDFVQ_CXXFLAGS', '')))
 

@@ -127,7 +127,7 @@ def vqvae_learner(
     return Learner(dls, model, loss_func=loss or VQVAELoss(), opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), lr=scaled_lr(dls.train.bs), wd=wd,
                    splitter=lambda m: [m.group(g) for g in GROUPS], cbs=cbs, metrics=metrics, path=path, train_bn=False)
 
-# %% ../nbs/42_learner.ipynb #fd82e4ad
+# %% ../nbs/42_learner.ipynb #dc0493e5
 def fit_stage(
     learn: Learner,   # From `vqvae_learner`
     steps: int,       # Batches to train on, rounded up to whole epochs
@@ -160,6 +160,6 @@ def train_vqvae(
     check_output(run / 'model.safetensors', overwrite)
     for stage, n in steps.items():
         learn = vqvae_learner(dls, model, stage, loss, cbs=[StepProgress(f'stage {stage}'), CSVLogger(f'history_stage{stage}.csv')], path=run)
-        with learn.no_logging(): fit_stage(learn, n, lr)
+        with learn.no_bar(), learn.no_logging(): fit_stage(learn, n, lr)
         save_model(model, run / 'model.safetensors', overwrite=True)
     return model.eval()

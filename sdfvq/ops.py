@@ -69,7 +69,7 @@ def _(coords): return coords.new_empty(len(coords), 27, dtype=torch.int32)
 @on_cpu(neighbors)
 def _(coords): return torch.from_numpy(ext.neighbors(sorted_keys(coords).numpy(), torch.get_num_threads()))
 
-# %% ../nbs/01_ops.ipynb #0b11d0ea
+# %% ../nbs/01_ops.ipynb #0dfdff88
 @torch.library.custom_op('sdfvq::gather_blocks', mutates_args=())
 def gather_blocks(
     feats: Tensor,  # (N,C) features, any floating dtype
@@ -81,7 +81,7 @@ def gather_blocks(
 def gather_blocks_reference(feats: Tensor, map: Tensor) -> Tensor:
     "What `gather_blocks` means: row -1 is a row of zeros."
     padded = torch.cat([feats, feats.new_zeros(1, feats.shape[1])])
-    return padded[map.long()].flatten(1)
+    return padded.index_select(0, map.flatten().where(map.flatten() >= 0, len(feats))).view(len(map), -1)
 
 @gather_blocks.register_fake
 def _(feats, map): return feats.new_empty(map.shape[0], map.shape[1] * feats.shape[1])
