@@ -39,7 +39,7 @@ Overwrite = Annotated[bool, typer.Option('--overwrite', help='Replace existing o
 Model = Annotated[Path, typer.Option('--model', '-m', help='Run folder or checkpoint that `sdfvq train` wrote.')]
 Level = Annotated[float, typer.Option(help='SDF value of the surface, in truncation units: 0.2 is 0.2 · band voxels outside.')]
 
-# %% ../nbs/70_cli.ipynb #23482984
+# %% ../nbs/70_cli.ipynb #2ffc7fbb
 @app.command()
 def voxelize(mesh: Annotated[Path, typer.Argument(help='glb, gltf, obj, ply, stl, off or dae.')], output: Output,
              resolution: Annotated[int, typer.Option(help='Edge of the voxel grid.')] = 256,
@@ -50,7 +50,7 @@ def voxelize(mesh: Annotated[Path, typer.Argument(help='glb, gltf, obj, ply, stl
     from sdfvq.voxelize import voxelize
     check_output(output, overwrite)
     m = load_mesh(mesh)
-    sdf = voxelize(m.vertices, m.faces, resolution, band, sign)
+    with errors.status(f'voxelizing {len(m.faces):,} faces at {resolution}³'): sdf = voxelize(m, None, resolution, band, sign)
     sdf.save(output, overwrite)
     console.print(f'{output}: {len(sdf.coords):,} voxels at {resolution}³, sign {sdf.sign}', highlight=False)
 
@@ -61,7 +61,7 @@ def mesh(sdf: Annotated[Path, typer.Argument(help='.npz from `sdfvq voxelize` or
     from sdfvq.mesh import save_mesh
     from sdfvq.voxelize import SparseSDF, march
     check_output(output, overwrite)
-    m = march(SparseSDF.load(sdf), level)
+    with errors.status(f'marching {sdf}'): m = march(SparseSDF.load(sdf), level)
     save_mesh(m, output, overwrite)
     console.print(f'{output}: {len(m.faces):,} faces', highlight=False)
 
@@ -92,11 +92,11 @@ def train(data: Annotated[Path, typer.Argument(help='Folder of .npz and mesh fil
     console.print(f"{output / 'model.safetensors'}: trained on {len(dls.train_ds)} shapes, {len(dls.valid_ds)} held out; "
                   f"histories in {output}/history_stage*.csv", highlight=False)
 
-# %% ../nbs/70_cli.ipynb #fc49d6d9
+# %% ../nbs/70_cli.ipynb #4cb4b755
 def _each(paths, work):
     "Calls `work` on each path with a progress bar; names what failed and ends with code 2 if anything did."
     failed = 0
-    for path in track(paths, console=errors, transient=True, disable=len(paths) == 1):
+    for path in track(paths, console=errors, transient=True):
         try: work(path)
         except InputError as e:
             if len(paths) == 1: raise

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RoundTrip', 'round_trip', 'measure', 'evaluate', 'summary', 'save_rows']
 
-# %% ../nbs/52_evaluate.ipynb #d092c9a1
+# %% ../nbs/52_evaluate.ipynb #be9fc85d
 import csv, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from .mesh import compare, load_mesh
 from .quantize import codebook_health
 from .tokenizer import ShapeTokenizer
 from .tokens import ShapeTokens
-from .voxelize import SparseSDF
+from .voxelize import SparseSDF, march
 
 # %% ../nbs/52_evaluate.ipynb #399e1b1e
 @dataclass
@@ -40,17 +40,17 @@ def round_trip(
     tokens = tokenizer.encode(sdf)
     return RoundTrip(mesh, sdf, tokens, tokenizer.decode(tokens), time.perf_counter() - start)
 
-# %% ../nbs/52_evaluate.ipynb #97eaf6fd
+# %% ../nbs/52_evaluate.ipynb #fb972718
 def measure(
     trip: RoundTrip,
     samples: int = 100_000,  # Points on each surface
     seed: int = 0,           # Of the points
 ) -> dict:
-    "voxels, tokens, bytes, chamfer (mean distance, in voxels), F-score within 1 and 2 voxels (in %), sign, seconds."
+    "voxels, tokens, bytes, chamfer (mean distance, in voxels), F-score within 1 and 2 voxels (in %), the same of the grid alone, sign, seconds."
     voxel = voxel_size(trip.sdf.resolution) / trip.sdf.transform.scale
-    c = compare(trip.mesh, trip.reconstruction, n=samples, seed=seed, voxel=voxel)
-    return dict(voxels=len(trip.sdf.coords), tokens=len(trip.tokens), bytes=trip.tokens.nbytes, chamfer=c.chamfer / voxel,
-                f1=100 * c.f1, f2=100 * c.f2, sign=trip.sdf.sign, seconds=trip.seconds)
+    c, grid = (compare(trip.mesh, other, n=samples, seed=seed, voxel=voxel) for other in (trip.reconstruction, march(trip.sdf)))
+    return dict(voxels=len(trip.sdf.coords), tokens=len(trip.tokens), bytes=trip.tokens.nbytes, chamfer=c.chamfer_voxels, f1=100 * c.f1, f2=100 * c.f2,
+                grid_chamfer=grid.chamfer_voxels, grid_f1=100 * grid.f1, grid_f2=100 * grid.f2, sign=trip.sdf.sign, seconds=trip.seconds)
 
 # %% ../nbs/52_evaluate.ipynb #f246d94e
 def evaluate(
@@ -69,7 +69,7 @@ def evaluate(
         rows.append(dict(name=Path(path).name) | row)
     return rows, codebook_health(torch.from_numpy(counts))
 
-# %% ../nbs/52_evaluate.ipynb #495745b6
+# %% ../nbs/52_evaluate.ipynb #e829880d
 def summary(
     rows: list,    # From `evaluate`
     health: dict,  # From `evaluate`
@@ -82,6 +82,7 @@ def summary(
     out += [(f'{k}, median', f'{np.median(col(k)):,.0f}') for k in ('voxels', 'tokens', 'bytes')]
     out += [('Chamfer distance, median / worst', f"{np.median(col('chamfer')):.3f} / {col('chamfer').max():.3f} voxel")]
     out += [(f'F-score at {n}, mean / worst', f"{col(k).mean():.2f} / {col(k).min():.2f} %") for k, n in (('f1', '1 voxel'), ('f2', '2 voxels'))]
+    out += [('grid alone: Chamfer distance, median', f"{np.median(col('grid_chamfer')):.3f} voxel"), ('grid alone: F-score at 1 voxel, mean', f"{col('grid_f1').mean():.2f} %")]
     return out + [('codebook usage', f"{100*health['usage']:.1f} %"), ('perplexity', f"{health['perplexity']:.0f}")]
 
 def save_rows(
