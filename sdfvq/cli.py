@@ -19,8 +19,8 @@ from typer.core import TyperGroup
 
 from .core import InputError, check_output
 
-# %% ../nbs/70_cli.ipynb #59b2f4a0
-console, errors = Console(), Console(stderr=True)
+# %% ../nbs/70_cli.ipynb #b95c0a04
+console, errors = Console(force_jupyter=False), Console(stderr=True, force_jupyter=False)
 
 class _Group(TyperGroup):
     def invoke(self, ctx):

@@ -11,16 +11,25 @@ namespace py = pybind11;
 
 namespace sdfvq {
 
+// BYTES: the length of a row where it is known to the compiler, which then copies in registers; 0 = only `bytes` tells.
+template <int64_t BYTES>
+static void gather_rows(const char *rows, int64_t n, int64_t bytes, const int32_t *map, int64_t count, char *out) {
+  const int64_t length = BYTES ? BYTES : bytes;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t j = map[i];
+    if (j >= n || j < -1) throw std::invalid_argument("gather_blocks: map must lie in [-1, N)");
+    if (j < 0) std::memset(out + i * length, 0, length);
+    else std::memcpy(out + i * length, rows + j * length, length);
+  }
+}
+
 // rows: [N, bytes] (any dtype).  map: [M, K] int32 in [-1, N).  out: [M, K, bytes].
 static void gather_blocks(const char *rows, int64_t n, int64_t bytes, const int32_t *map, int64_t m, int64_t k, char *out,
                           int threads) {
-  parallel_for(m, 256, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin * k; i < end * k; ++i) {
-      const int64_t j = map[i];
-      if (j >= n || j < -1) throw std::invalid_argument("gather_blocks: map must lie in [-1, N)");
-      if (j < 0) std::memset(out + i * bytes, 0, bytes);
-      else std::memcpy(out + i * bytes, rows + j * bytes, bytes);
-    }
+  const auto copy = bytes == 16 ? gather_rows<16> : bytes == 32 ? gather_rows<32> : bytes == 64 ? gather_rows<64>
+                  : bytes == 128 ? gather_rows<128> : gather_rows<0>;
+  parallel_for(m, 1024, threads, [&](int64_t begin, int64_t end) {
+    copy(rows, n, bytes, map + begin * k, (end - begin) * k, out + begin * k * bytes);
   });
 }
 
