@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'LR', 'COMPANIONS', 'COPIES', 'BATCH', 'trip_panels', 'trip_table', 'run_demo']
 
-# %% ../nbs/55_demo.ipynb #b10488ee
+# %% ../nbs/55_demo.ipynb #a83f3068
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from .core import check_output
 from .data import ShapeDataset, shape_dataloaders, synth_shapes
 from .evaluate import RoundTrip, measure, round_trip
 from .learner import train_vqvae
-from .mesh import load_mesh, save_mesh, solids
+from .mesh import knot, load_mesh, save_mesh
 from .quantize import codebook_health
 from .tokenizer import ShapeTokenizer
 from .report import report
@@ -45,12 +45,12 @@ def trip_table(
             ('F-score at 2 voxels', f"{m['f2']:.2f} % (grid alone: {m['grid_f2']:.2f})"), ('codebook usage', f"{100*h['usage']:.1f} % of {num_codes:,}"),
             ('perplexity', f"{h['perplexity']:.0f}"), ('sign', m['sign']), ('encode and decode', f"{m['seconds']:.2f} s")]
 
-# %% ../nbs/55_demo.ipynb #a03fe1a2
+# %% ../nbs/55_demo.ipynb #1c7be754
 STEPS, LR = {0: 150, 1: 8, 2: 100}, 3e-3
 COMPANIONS, COPIES, BATCH = 10, 20, 2
 
 def run_demo(
-    mesh=None,                # Path of a mesh; None: a generated solid
+    mesh=None,                # Path of a mesh; None: a generated trefoil knot
     out='demo',               # Folder for the results
     overwrite: bool = False,  # May existing results be replaced?
     steps: dict = None,       # Stage → steps; None: `STEPS`
@@ -59,8 +59,8 @@ def run_demo(
     "Trains, encodes, decodes, compares; writes tokens.npz, reconstruction.glb, report.html, report.png and model/."
     out = Path(out)
     files = [check_output(out / f, overwrite) for f in ('tokens.npz', 'reconstruction.glb', 'report.html', 'report.png')]
-    name = Path(mesh).name if mesh else 'generated solid'
-    mesh = load_mesh(mesh) if mesh else solids(1, seed)[0]
+    name = Path(mesh).name if mesh else 'trefoil knot'
+    mesh = load_mesh(mesh) if mesh else knot()
     torch.manual_seed(seed)
     model = SparseSDFVQVAE(preset('tiny'))
     resolution = model.config.resolution * model.config.factor

@@ -6,14 +6,14 @@
 __all__ = ['presets', 'FORMAT', 'VQVAEConfig', 'preset', 'SparseSDFEncoder', 'SparseSDFDecoder', 'SparseSDFVQVAE', 'fingerprint',
            'save_model', 'load_model']
 
-# %% ../nbs/31_vqvae.ipynb #16def3f8
+# %% ../nbs/31_vqvae.ipynb #b321eb7b
 import hashlib, json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -213,7 +213,7 @@ class SparseSDFVQVAE(nn.Module):
         "Parameters of 'encoder', 'quantizer' or 'decoder'."
         return list(getattr(self, name).parameters())
 
-# %% ../nbs/31_vqvae.ipynb #8cfa9b69
+# %% ../nbs/31_vqvae.ipynb #d6598163
 def fingerprint(
     model: nn.Module,  # A `SparseSDFVQVAE`
 ) -> str:              # 16 hexadecimal digits
@@ -236,7 +236,7 @@ def save_model(
     "Weights, configuration and fingerprint in one file."
     path = check_output(path, overwrite)
     meta = dict(format=FORMAT, config=json.dumps(asdict(model.config)), fingerprint=fingerprint(model))
-    with atomic_write(path) as tmp: save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp, meta)
+    with atomic_write(path) as tmp: tmp.write_bytes(save({k: v.contiguous() for k, v in model.state_dict().items()}, meta))
     return path
 
 def load_model(
