@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ShapeTokenizer']
 
-# %% ../nbs/51_tokenizer.ipynb #133f9764
+# %% ../nbs/51_tokenizer.ipynb #a657a084
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,9 @@ from .core import InputError
 from .mesh import load_mesh
 from .tokens import ShapeTokens
 from .voxelize import SparseSDF, march, voxelize
-from .vqvae import SparseSDFVQVAE, fingerprint, load_model
+from .vqvae import SparseSDFVQVAE, fingerprint, load_model, presets
 
-# %% ../nbs/51_tokenizer.ipynb #85d4c2fc
+# %% ../nbs/51_tokenizer.ipynb #d1501be4
 class ShapeTokenizer:
     "A trained model with all that stands around it: any mesh to `ShapeTokens` and back."
     def __init__(self,
@@ -33,6 +33,8 @@ class ShapeTokenizer:
         device: str = 'cpu', # Where it runs
     ) -> 'ShapeTokenizer':
         "A tokenizer from a checkpoint that `sdfvq train` wrote."
+        if str(path) in presets and not Path(path).exists():
+            raise InputError(f"no trained weights of preset {path!r} ship yet: make them with `sdfvq train DATA -o RUN --preset {path}` and give RUN")
         return cls(load_model(path), device)
 
     @property
@@ -75,12 +77,10 @@ class ShapeTokenizer:
         "The sparse SDF that the tokens stand for."
         if tokens.fingerprint != self.fingerprint:
             raise InputError(f"the tokens were made by model {tokens.fingerprint}, this is model {self.fingerprint}: decode with the model that made them")
-        if depth is not None and not 1 <= depth <= tokens.indices.shape[1]:
-            raise InputError(f"depth must lie in [1, {tokens.indices.shape[1]}], got {depth}")
         coords = torch.as_tensor(np.pad(tokens.coords, ((0, 0), (1, 0))), device=self.device)
-        ids = torch.as_tensor(tokens.indices[:, :depth], device=self.device)
+        ids = torch.as_tensor(tokens.indices, device=self.device)
         if not len(tokens): return SparseSDF(np.zeros((0, 3), np.int32), np.zeros(0, np.float32), tokens.resolution, tokens.band, tokens.transform, 'decoded')
-        y = self.model.decode(ids, coords)
+        y = self.model.decode(ids, coords, depth)
         return SparseSDF(y.coords[:, 1:].cpu().numpy(), y.feats[:, 0].float().cpu().numpy(), tokens.resolution, tokens.band, tokens.transform, 'decoded')
 
     def decode(self,

@@ -153,7 +153,7 @@ class SparseSDFDecoder(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return x.replace(F.linear(x.feats.float(), self.out_layer.weight.float(), self.out_layer.bias.float()).tanh())
 
-# %% ../nbs/31_vqvae.ipynb #95a627df
+# %% ../nbs/31_vqvae.ipynb #15a2e364
 class SparseSDFVQVAE(nn.Module):
     "Sparse SDF → ids → sparse SDF. Loss parts for the codebook come with the output; reconstruction is compared in `losses`."
     def __init__(self,
@@ -192,12 +192,14 @@ class SparseSDFVQVAE(nn.Module):
     def decode(self,
         ids,                           # (M,L) int64, or one SparseTensor of ids
         coords: Tensor | None = None,  # (M,4) int32 places of the ids
+        depth: int | None = None,      # Residual depths to decode, 1…L; None: all
         factor: float | None = None,   # Scales the coordinates of the position embedding
     ) -> SparseTensor:                 # (M·factor³,1)
         "The SDF that the ids at their places stand for."
         if isinstance(ids, SparseTensor): ids, coords = ids.feats, ids.coords
         if coords is None: raise InputError("ids without places cannot be decoded: give coords (M,4), or one SparseTensor of ids")
         check_shape(ids, 'M 1', 'ids')
+        if depth is not None and not 1 <= depth <= ids.shape[1]: raise InputError(f"depth must lie in [1, {ids.shape[1]}], got {depth}")
         return self.decode_continuous(self.quantizer.decode(ids[:, 0].long()), coords, factor)
 
     def decode_continuous(self,
