@@ -6,7 +6,7 @@
 __all__ = ['console', 'errors', 'app', 'Output', 'Overwrite', 'Model', 'Level', 'voxelize', 'mesh', 'train', 'encode', 'decode',
            'evaluate', 'demo', 'info', 'main']
 
-# %% ../nbs/70_cli.ipynb #61c5b7f5
+# %% ../nbs/70_cli.ipynb #c4449d56
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -17,7 +17,7 @@ from rich.progress import track
 from rich.table import Table
 from typer.core import TyperGroup
 
-from .core import InputError, check_output
+from .core import InputError, check_device, check_output
 
 # %% ../nbs/70_cli.ipynb #b95c0a04
 console, errors = Console(force_jupyter=False), Console(stderr=True, force_jupyter=False)
@@ -65,7 +65,7 @@ def mesh(sdf: Annotated[Path, typer.Argument(help='.npz from `sdfvq voxelize` or
     save_mesh(m, output, overwrite)
     console.print(f'{output}: {len(m.faces):,} faces', highlight=False)
 
-# %% ../nbs/70_cli.ipynb #a7c5621e
+# %% ../nbs/70_cli.ipynb #82513f2f
 @app.command()
 def train(data: Annotated[Path, typer.Argument(help='Folder of .npz and mesh files.')], output: Output,
           preset: Annotated[str, typer.Option(help='tiny, small, seed64 or direct3d_s2.')] = 'tiny',
@@ -83,20 +83,21 @@ def train(data: Annotated[Path, typer.Argument(help='Folder of .npz and mesh fil
     from sdfvq.vqvae import SparseSDFVQVAE, load_model, preset as named
     plan = stage_steps(stage, steps)
     if start is None and 0 not in plan: raise InputError(f"stage {stage} starts from a trained autoencoder: give its checkpoint with --from, or train --stage all")
-    check_output(output / 'model.safetensors', overwrite)
+    check_device(device)
+    found = find_shapes(data)
     torch.manual_seed(seed)
     model = (load_model(start) if start else SparseSDFVQVAE(named(preset))).to(device)
-    shapes = ShapeDataset(find_shapes(data), model.config.resolution * model.config.factor, model.config.band)
+    shapes = ShapeDataset(found, model.config.resolution * model.config.factor, model.config.band)
     dls = shape_dataloaders(shapes, bs=batch, seed=seed, device=device)
     train_vqvae(dls, model, output, plan, lr, overwrite=overwrite)
     console.print(f"{output / 'model.safetensors'}: trained on {len(dls.train_ds)} shapes, {len(dls.valid_ds)} held out; "
                   f"histories in {output}/history_stage*.csv", highlight=False)
 
-# %% ../nbs/70_cli.ipynb #4cb4b755
+# %% ../nbs/70_cli.ipynb #3ec39249
 def _each(paths, work):
     "Calls `work` on each path with a progress bar; names what failed and ends with code 2 if anything did."
     failed = 0
-    for path in track(paths, console=errors, transient=True):
+    for path in track(paths, console=errors, transient=True, disable=not errors.is_terminal):
         try: work(path)
         except InputError as e:
             if len(paths) == 1: raise
@@ -105,9 +106,14 @@ def _each(paths, work):
         errors.print(f'{failed} of {len(paths)} failed', highlight=False)
         raise typer.Exit(2)
 
-def _target(path, output, inputs, suffix):
-    "The output file itself for one input, a file in the output folder for several."
-    return output if len(inputs) == 1 and output.suffix else output / (path.stem + suffix)
+def _targets(inputs, output, suffix):
+    "The output file itself for one input, a file in the output folder for each of several."
+    if len(inputs) == 1 and output.suffix: return {inputs[0]: output}
+    out = {path: output / (path.stem + suffix) for path in inputs}
+    for target in out.values():
+        if len(same := [str(p) for p, t in out.items() if t == target]) > 1:
+            raise InputError(f"{' and '.join(same)} would both become {target}; give them to separate calls")
+    return out
 
 @app.command()
 def encode(inputs: Annotated[list[Path], typer.Argument(help='Meshes, or SDFs from `sdfvq voxelize`.')], output: Output, model: Model,
@@ -115,9 +121,9 @@ def encode(inputs: Annotated[list[Path], typer.Argument(help='Meshes, or SDFs fr
            device: Annotated[str, typer.Option(help='cpu, cuda, cuda:1, …')] = 'cpu', overwrite: Overwrite = False):
     "Meshes as token files."
     from sdfvq.tokenizer import ShapeTokenizer
-    tok = ShapeTokenizer.from_pretrained(model, device)
+    targets, tok = _targets(inputs, output, '.npz'), ShapeTokenizer.from_pretrained(model, device)
     def work(path):
-        out = check_output(_target(path, output, inputs, '.npz'), overwrite)
+        out = check_output(targets[path], overwrite)
         t = tok.encode(path, resolution)
         t.save(out, overwrite)
         console.print(f'{out}: {len(t):,} tokens, {t.nbytes:,} bytes', highlight=False)
@@ -131,9 +137,9 @@ def decode(tokens: Annotated[list[Path], typer.Argument(help='Token files from `
     from sdfvq.mesh import save_mesh
     from sdfvq.tokenizer import ShapeTokenizer
     from sdfvq.tokens import ShapeTokens
-    tok = ShapeTokenizer.from_pretrained(model, device)
+    targets, tok = _targets(tokens, output, '.glb'), ShapeTokenizer.from_pretrained(model, device)
     def work(path):
-        out = check_output(_target(path, output, tokens, '.glb'), overwrite)
+        out = check_output(targets[path], overwrite)
         m = tok.decode(ShapeTokens.load(path), depth, level)
         save_mesh(m, out, overwrite)
         console.print(f'{out}: {len(m.faces):,} faces', highlight=False)
@@ -147,7 +153,7 @@ def evaluate(inputs: Annotated[list[Path], typer.Argument(help='Meshes.')], mode
     from sdfvq.tokenizer import ShapeTokenizer
     if output: check_output(output, overwrite)
     tok = ShapeTokenizer.from_pretrained(model, device)
-    rows, health = evaluate(tok, track(inputs, console=errors, transient=True))
+    rows, health = evaluate(tok, track(inputs, console=errors, transient=True, disable=not errors.is_terminal))
     if output: save_rows(rows, output, overwrite)
     for row in rows:
         if 'error' in row: _complain(row['error'])

@@ -5,26 +5,26 @@
 # %% auto #0
 __all__ = ['ShapeTokenizer']
 
-# %% ../nbs/51_tokenizer.ipynb #a657a084
+# %% ../nbs/51_tokenizer.ipynb #4af50af4
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .core import InputError
+from .core import InputError, check_device
 from .mesh import load_mesh
 from .tokens import ShapeTokens
 from .voxelize import SparseSDF, march, voxelize
 from .vqvae import SparseSDFVQVAE, fingerprint, load_model, presets
 
-# %% ../nbs/51_tokenizer.ipynb #d1501be4
+# %% ../nbs/51_tokenizer.ipynb #bec65864
 class ShapeTokenizer:
     "A trained model with all that stands around it: any mesh to `ShapeTokens` and back."
     def __init__(self,
         model: SparseSDFVQVAE,  # Trained
         device: str = 'cpu',    # Where it runs
     ):
-        self.model, self.device = model.to(device).eval(), device
+        self.model, self.device = model.to(check_device(device)).eval(), device
         self.fingerprint = fingerprint(model)
 
     @classmethod

@@ -6,7 +6,7 @@
 __all__ = ['presets', 'FORMAT', 'VQVAEConfig', 'preset', 'SparseSDFEncoder', 'SparseSDFDecoder', 'SparseSDFVQVAE', 'fingerprint',
            'save_model', 'load_model']
 
-# %% ../nbs/31_vqvae.ipynb #b321eb7b
+# %% ../nbs/31_vqvae.ipynb #b42f761f
 import hashlib, json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import TransformerBlock, position_embedding
 from .conv import DownBlock, SparseLinear, UpBlock
-from .core import InputError, atomic_write, check_output, check_shape
+from .core import InputError, atomic_write, check_device, check_output, check_shape
 from .quantize import VectorQuantizer
 from .sparse import SparseTensor, batch_tensor
 
@@ -215,7 +215,7 @@ class SparseSDFVQVAE(nn.Module):
         "Parameters of 'encoder', 'quantizer' or 'decoder'."
         return list(getattr(self, name).parameters())
 
-# %% ../nbs/31_vqvae.ipynb #d6598163
+# %% ../nbs/31_vqvae.ipynb #cbcc3682
 def fingerprint(
     model: nn.Module,  # A `SparseSDFVQVAE`
 ) -> str:              # 16 hexadecimal digits
@@ -246,7 +246,7 @@ def load_model(
     device: str = 'cpu',
 ) -> SparseSDFVQVAE:
     "The model, in eval mode; anything missing, left over or altered is an error."
-    path = Path(path)
+    path, device = Path(path), check_device(device)
     if path.is_dir(): path = path / 'model.safetensors'
     if not path.is_file(): raise InputError(f"checkpoint {path} does not exist")
     try:

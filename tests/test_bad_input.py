@@ -120,6 +120,16 @@ def test_one_bad_of_many_costs_itself_alone(tmp_path, ball, model):
     assert r.exit_code == 2 and 'bad.ply' in r.stderr and '1 of 2 failed' in r.stderr
     assert [p.name for p in (tmp_path / 'out').iterdir()] == ['ball.npz']
 
+def test_two_inputs_never_share_an_output(tmp_path, ball, model):
+    twin = tmp_path / 'twin' / 'ball.ply'
+    twin.parent.mkdir()
+    twin.write_bytes(ball.read_bytes())
+    refused(run('encode', ball, twin, '-o', tmp_path / 'out', '-m', model, '--overwrite'), ball, twin, 'ball.npz')
+
+def test_device_that_is_not_there(tmp_path, ball, model):
+    refused(run('encode', ball, '-o', tmp_path / 'a.npz', '-m', model, '--device', 'cuda:99'), 'cuda:99')
+    refused(run('train', ball, '-o', tmp_path / 'run', '--device', 'toaster'), 'toaster')
+
 def test_stage_without_a_start(tmp_path, ball):
     refused(run('train', tmp_path, '-o', tmp_path / 'run', '--stage', 1), '--from')
     refused(run('train', tmp_path, '-o', tmp_path / 'run', '--stage', 7), 'stage')
