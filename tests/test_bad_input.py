@@ -77,12 +77,13 @@ def test_any_size_works(tmp_path, size):
 
 def test_scene_of_several_meshes_is_merged(tmp_path):
     a, b = sphere(1.), sphere(1.)
+    b.apply_translation([0, 0, 9])
     scene = trimesh.Scene()
     scene.add_geometry(a)
-    scene.add_geometry(b, transform=trimesh.transformations.translation_matrix([5, 0, 0]))
+    scene.add_geometry(b, transform=trimesh.transformations.rotation_matrix(np.pi / 2, [1, 0, 0]))     # (x, y, z) to (x, -z, y)
     scene.export(tmp_path / 's.glb')
     m = load_mesh(tmp_path / 's.glb')
-    assert len(m.faces) == 2 * len(a.faces) and np.allclose(m.bounds, [[-1, -1, -1], [6, 1, 1]], atol=1e-2)
+    assert len(m.faces) == 2 * len(a.faces) and np.allclose(m.bounds, [[-1, -10, -1], [1, 1, 1]], atol=1e-2)
 
 def test_resolution(tmp_path, ball, model):
     for r in (70, 0, -8, 4096): refused(run('voxelize', ball, '-o', tmp_path / 'a.npz', '--resolution', r), 'resolution', r)
