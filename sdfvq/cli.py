@@ -6,20 +6,21 @@
 __all__ = ['console', 'errors', 'app', 'Output', 'Overwrite', 'Model', 'Level', 'voxelize', 'mesh', 'train', 'encode', 'decode',
            'evaluate', 'demo', 'info', 'main']
 
-# %% ../nbs/70_cli.ipynb #c4449d56
+# %% ../nbs/70_cli.ipynb #d37b1e3a
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 from typer.core import TyperGroup
 
 from .core import InputError, check_device, check_output
 
-# %% ../nbs/70_cli.ipynb #b95c0a04
+# %% ../nbs/70_cli.ipynb #45d30600
 console, errors = Console(force_jupyter=False), Console(stderr=True, force_jupyter=False)
 
 class _Group(TyperGroup):
@@ -29,7 +30,9 @@ class _Group(TyperGroup):
             _complain(e)
             raise typer.Exit(2)
 
-def _complain(e): errors.print(f'[red]error:[/] {e}'.replace('\n', ' '), soft_wrap=True, highlight=False)
+def _complain(e): errors.print('[red]error:[/] ' + escape(str(e).replace('\n', ' ')), soft_wrap=True, highlight=False)
+
+def _say(text): console.print(text, markup=False, soft_wrap=True, highlight=False)   # a file's name may look like markup
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help='Any 3D shape as a short list of discrete tokens, and back.')
@@ -39,7 +42,7 @@ Overwrite = Annotated[bool, typer.Option('--overwrite', help='Replace existing o
 Model = Annotated[Path, typer.Option('--model', '-m', help='Run folder or checkpoint that `sdfvq train` wrote.')]
 Level = Annotated[float, typer.Option(help='SDF value of the surface, in truncation units: 0.2 is 0.2 · band voxels outside.')]
 
-# %% ../nbs/70_cli.ipynb #2ffc7fbb
+# %% ../nbs/70_cli.ipynb #d51d4c57
 @app.command()
 def voxelize(mesh: Annotated[Path, typer.Argument(help='glb, gltf, obj, ply, stl, off or dae.')], output: Output,
              resolution: Annotated[int, typer.Option(help='Edge of the voxel grid.')] = 256,
@@ -52,7 +55,7 @@ def voxelize(mesh: Annotated[Path, typer.Argument(help='glb, gltf, obj, ply, stl
     m = load_mesh(mesh)
     with errors.status(f'voxelizing {len(m.faces):,} faces at {resolution}³'): sdf = voxelize(m, None, resolution, band, sign)
     sdf.save(output, overwrite)
-    console.print(f'{output}: {len(sdf.coords):,} voxels at {resolution}³, sign {sdf.sign}', highlight=False)
+    _say(f'{output}: {len(sdf.coords):,} voxels at {resolution}³, sign {sdf.sign}')
 
 @app.command()
 def mesh(sdf: Annotated[Path, typer.Argument(help='.npz from `sdfvq voxelize` or of the original systems.')], output: Output,
@@ -61,11 +64,11 @@ def mesh(sdf: Annotated[Path, typer.Argument(help='.npz from `sdfvq voxelize` or
     from sdfvq.mesh import save_mesh
     from sdfvq.voxelize import SparseSDF, march
     check_output(output, overwrite)
-    with errors.status(f'marching {sdf}'): m = march(SparseSDF.load(sdf), level)
+    with errors.status('marching'): m = march(SparseSDF.load(sdf), level)
     save_mesh(m, output, overwrite)
-    console.print(f'{output}: {len(m.faces):,} faces', highlight=False)
+    _say(f'{output}: {len(m.faces):,} faces')
 
-# %% ../nbs/70_cli.ipynb #82513f2f
+# %% ../nbs/70_cli.ipynb #d22727d1
 @app.command()
 def train(data: Annotated[Path, typer.Argument(help='Folder of .npz and mesh files.')], output: Output,
           preset: Annotated[str, typer.Option(help='tiny, small, seed64 or direct3d_s2.')] = 'tiny',
@@ -90,10 +93,10 @@ def train(data: Annotated[Path, typer.Argument(help='Folder of .npz and mesh fil
     shapes = ShapeDataset(found, model.config.resolution * model.config.factor, model.config.band)
     dls = shape_dataloaders(shapes, bs=batch, seed=seed, device=device)
     train_vqvae(dls, model, output, plan, lr, overwrite=overwrite)
-    console.print(f"{output / 'model.safetensors'}: trained on {len(dls.train_ds)} shapes, {len(dls.valid_ds)} held out; "
-                  f"histories in {output}/history_stage*.csv", highlight=False)
+    _say(f"{output / 'model.safetensors'}: trained on {len(dls.train_ds)} shapes, {len(dls.valid_ds)} held out; "
+                  f"histories in {output}/history_stage*.csv")
 
-# %% ../nbs/70_cli.ipynb #3ec39249
+# %% ../nbs/70_cli.ipynb #75e32d86
 def _each(paths, work):
     "Calls `work` on each path with a progress bar; names what failed and ends with code 2 if anything did."
     failed = 0
@@ -126,7 +129,7 @@ def encode(inputs: Annotated[list[Path], typer.Argument(help='Meshes, or SDFs fr
         out = check_output(targets[path], overwrite)
         t = tok.encode(path, resolution)
         t.save(out, overwrite)
-        console.print(f'{out}: {len(t):,} tokens, {t.nbytes:,} bytes', highlight=False)
+        _say(f'{out}: {len(t):,} tokens, {t.nbytes:,} bytes')
     _each(inputs, work)
 
 @app.command()
@@ -142,7 +145,7 @@ def decode(tokens: Annotated[list[Path], typer.Argument(help='Token files from `
         out = check_output(targets[path], overwrite)
         m = tok.decode(ShapeTokens.load(path), depth, level)
         save_mesh(m, out, overwrite)
-        console.print(f'{out}: {len(m.faces):,} faces', highlight=False)
+        _say(f'{out}: {len(m.faces):,} faces')
     _each(tokens, work)
 
 @app.command()
@@ -160,7 +163,7 @@ def evaluate(inputs: Annotated[list[Path], typer.Argument(help='Meshes.')], mode
     _print_table(summary(rows, health))
     if any('error' in r for r in rows): raise typer.Exit(2)
 
-# %% ../nbs/70_cli.ipynb #c83ffe7a
+# %% ../nbs/70_cli.ipynb #f1bce496
 def _print_table(rows):
     table = Table(show_header=False, box=None)
     for name, value in rows: table.add_row(name, str(value))
@@ -173,7 +176,7 @@ def demo(mesh: Annotated[Optional[Path], typer.Argument(help='Your mesh; by defa
     from sdfvq.demo import run_demo
     rows, files = run_demo(mesh, output, overwrite)
     _print_table(rows)
-    console.print('\n'.join(['results:', *(f'  {f}' for f in files)]), highlight=False)
+    _say('\n'.join(['results:', *(f'  {f}' for f in files)]))
 
 @app.command()
 def info():

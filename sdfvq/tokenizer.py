@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['ShapeTokenizer']
 
-# %% ../nbs/51_tokenizer.ipynb #4af50af4
+# %% ../nbs/51_tokenizer.ipynb #3ecb8933
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .core import InputError, check_device
+from .core import InputError, Transform, check_device
 from .mesh import load_mesh
 from .tokens import ShapeTokens
 from .voxelize import SparseSDF, march, voxelize
 from .vqvae import SparseSDFVQVAE, fingerprint, load_model, presets
 
-# %% ../nbs/51_tokenizer.ipynb #bec65864
+# %% ../nbs/51_tokenizer.ipynb #db23e905
 class ShapeTokenizer:
     "A trained model with all that stands around it: any mesh to `ShapeTokens` and back."
     def __init__(self,
@@ -56,6 +57,9 @@ class ShapeTokenizer:
         if shape.resolution % factor: raise InputError(f"the shape's resolution {shape.resolution} is not a multiple of the model's factor {factor}")
         if shape.band != band: raise InputError(f"the shape's band is {shape.band} voxels, the model was trained on {band}: voxelize it with --band {band}")
         if not len(shape.coords): raise InputError("the shape has no voxels: nothing to encode")
+        if shape.grid == 'node':   # node i lies at R/(R-1) times centre i: the same field, in a cube that much larger
+            t, r = shape.transform, shape.resolution
+            shape = replace(shape, transform=Transform(t.scale * (r - 1) / r, t.offset), grid='cell')
         return shape
 
     @torch.inference_mode()

@@ -127,6 +127,10 @@ def test_two_inputs_never_share_an_output(tmp_path, ball, model):
     twin.write_bytes(ball.read_bytes())
     refused(run('encode', ball, twin, '-o', tmp_path / 'out', '-m', model, '--overwrite'), ball, twin, 'ball.npz')
 
+def test_names_that_look_like_markup(tmp_path, ball):
+    refused(run('voxelize', tmp_path / 'chair[old].glb', '-o', tmp_path / 'a.npz'), 'chair[old].glb')
+    assert 'b[red].npz' in run('voxelize', ball, '-o', tmp_path / 'b[red].npz', '--resolution', 16).stdout
+
 def test_device_that_is_not_there(tmp_path, ball, model):
     refused(run('encode', ball, '-o', tmp_path / 'a.npz', '-m', model, '--device', 'cuda:99'), 'cuda:99')
     refused(run('train', ball, '-o', tmp_path / 'run', '--device', 'toaster'), 'toaster')
