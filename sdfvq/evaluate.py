@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RoundTrip', 'round_trip', 'measure', 'evaluate', 'summary', 'save_rows']
 
-# %% ../nbs/52_evaluate.ipynb #be9fc85d
+# %% ../nbs/52_evaluate.ipynb #076cc137
 import csv, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from .core import InputError, atomic_write, check_output, voxel_size
-from .mesh import compare, load_mesh
+from .mesh import load_mesh
+from .metrics import compare
 from .quantize import codebook_health
 from .tokenizer import ShapeTokenizer
 from .tokens import ShapeTokens

@@ -9,7 +9,7 @@ import pytest
 SDFVQ = Path(__file__).resolve().parent.parent/'sdfvq'
 
 MODELS = {'vqvae', 'rqvae', 'vl', 'retrieve'}
-SHAPES = {'geometry', 'mesh', 'voxelize'}   # how a shape is sampled: no business of the network
+SHAPES = {'geometry', 'mesh', 'voxelize', 'metrics'}   # how a shape is sampled and measured: no business of the network
 QUANTIZERS = {'quantize', 'rqvae'}
 
 class Only(set):
@@ -25,6 +25,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'volume':    MODELS | {'sparse'},
     'view':      MODELS,
     'report':    MODELS,
+    'metrics':   Only({'core', 'geometry', 'mesh'}),
     'sparse':    SHAPES | {'fastai'},
     'conv':      SHAPES | QUANTIZERS,
     'attention': SHAPES | QUANTIZERS | {'conv'},
