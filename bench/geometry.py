@@ -1,0 +1,307 @@
+"""sdfvq's geometry against named peers: interleaved in one process, each row behind a gate which shows that both do the same.
+
+    python bench/geometry.py [--quick] [--rows march join] [--threads 2] [--out folder]
+
+A gate that does not hold makes its row FAILED and the exit code 1; a goal that is missed is only said. For Linux."""
+import argparse, json, os, platform, statistics, subprocess, sys, time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from sdfvq import geometry
+from sdfvq.core import voxel_to_cube
+from sdfvq.mesh import blob, normalize
+from sdfvq.metrics import topology
+from sdfvq.ops import join, join_reference
+from sdfvq.voxelize import march, voxelize
+
+BAND, JOIN_ROWS, TABLE_ROWS, DICT_ROWS, SIDE = 4.0, 42_600_000, 100_000, 1_000_000, 512
+PEERS = dict(igl='libigl', skimage='scikit-image', mcubes='PyMCubes', mesh2sdf='mesh2sdf')  # module → package
+ALONE = 'none'
+
+@dataclass(frozen=True)
+class Row:
+    "One line of the table. What `setup` and `gate` do is not timed."
+    name: str
+    work: str
+    ours: Callable                # (x) → result, where x is what `setup` gave
+    gate: Callable                # (x, our result, the peer's result) → (does it hold?, what was measured)
+    setup: Callable = lambda: None
+    goal: float = None            # Least ratio of the peer's time to ours; without a peer the most of `unit`
+    peer: Callable = None         # (x) → result
+    by: str = ALONE               # What the peer is
+    needs: str = ''               # Module that the peer comes from
+    share: float = 1.0            # Of the work that the peer does; its time is divided by it
+    unit: str = 's'               # 'GB': our result has that number, and it is not the time that counts
+
+# What is worked on
+
+@cache
+def shape():
+    "Vertices and faces of a wavy ball of 81,920 faces, in the cube."
+    m = blob(0, .25, 6)
+    return normalize(m.vertices)[0], np.asarray(m.faces, np.int64)
+
+def field(resolution): return voxelize(*shape(), resolution=resolution, band=BAND, normalize=False)
+
+def soup(): return tuple(map(torch.from_numpy, shape()))
+
+def centres(coords, resolution): return voxel_to_cube(np.asarray(coords, np.float64), resolution)
+
+def in_cube(s):
+    "The field's values as distances in cube units."
+    return s.sdf.astype(np.float64) * (s.band * 2 / s.resolution)
+
+def dense(s):
+    "The field on the whole grid, ±1 outside the band: a gap in the order of keys has the sign of the voxel before it."
+    R, key = s.resolution, s.coords.astype(np.int64) @ [s.resolution**2, s.resolution, 1]
+    out = np.repeat(np.r_[np.float32(1), np.sign(s.sdf)], np.diff(np.r_[0, key, R**3]))
+    out[key] = s.sdf
+    return out.reshape(R, R, R)
+
+@cache
+def places(shuffled):
+    "Rows (b,x,y,z) with the table that half stands among them, and where each row stands in it, from the plain reference."
+    g = np.random.default_rng(0)
+    keys = np.sort(g.integers(0, 8 * SIDE**3, JOIN_ROWS))
+    table = np.unique(np.r_[g.choice(keys, TABLE_ROWS // 2), g.integers(0, 8 * SIDE**3, TABLE_ROWS // 2)])
+    if shuffled: g.shuffle(keys)
+    rows = lambda k: torch.from_numpy(np.stack(np.unravel_index(k, (8, SIDE, SIDE, SIDE)), 1).astype(np.int32))
+    coords, table = rows(keys), rows(table)
+    return coords, table, join_reference(coords, table)
+
+@cache
+def dictionary():
+    "The sorted rows, and the table as a dict: building it is not timed."
+    x = places(False)
+    return *x, {tuple(r): i for i, r in enumerate(x[1].tolist())}
+
+# The peers
+
+def igl_distance(kind):
+    def run(x):
+        igl = import_module('igl')
+        return igl.signed_distance(x, *shape(), getattr(igl, f'SIGNED_DISTANCE_TYPE_{kind}'))[0]
+    return run
+
+def mesh2sdf_compute(resolution):
+    "Its samples are the nodes -1 + 2i/R: the shape goes half a voxel back, so that they fall on our centres."
+    v, f = shape()
+    return import_module('mesh2sdf').core.compute(v - 1 / resolution, f.astype(np.int32), resolution)
+
+def pack(c): return ((c[:, 0].long() * SIDE + c[:, 1]) * SIDE + c[:, 2]) * SIDE + c[:, 3]
+
+def sort_and_search(coords, table):
+    keys, (table, order) = pack(coords), pack(table).sort()
+    at = torch.searchsorted(table, keys).clamp_(max=len(table) - 1)
+    return torch.where(table[at] == keys, order[at], -1).int()
+
+def look_up(coords, rows): return [rows.get(tuple(r), -1) for r in coords[:DICT_ROWS].tolist()]
+
+def read(coords): coords.view(torch.int64).sum()
+
+# The gates
+
+def same_distance(d, theirs, bound=1e-6, share=.9999):
+    "Equal where the signs agree, and the signs nearly everywhere."
+    agree = np.sign(d) == np.sign(theirs)
+    gap = np.abs(d - theirs)[agree].max()
+    return bool(gap <= bound and agree.mean() >= share), f'largest Δd {gap:.0e}, signs {agree.mean():.4%}'
+
+def same_signed(x, s, theirs):
+    "With the fast winding number w igl gives d·(1 - 2|w|), where w is approximate: its sign is compared, and the d it has without sign."
+    d = in_cube(s)
+    ok, said = same_distance(d, np.copysign(igl_distance('UNSIGNED')(x), theirs))
+    said += f"; the peer's own d·(1-2w) is {np.abs(d - theirs).max():.0e} off"
+    return ok and np.array_equal(centres(s.coords, s.resolution), x), said
+
+def same_unsigned(x, ours, theirs):
+    ok, said = same_distance(ours[1].double().numpy(), np.abs(theirs))
+    return ok and np.array_equal(centres(ours[0], 512), x), said
+
+def same_dense(x, s, theirs):
+    "The peer is exact only next to the surface, and hands distances on from there."
+    d, theirs = in_cube(s), theirs[tuple(s.coords.T)].astype(np.float64)
+    near = np.abs(d) < 2 / s.resolution
+    ok, said = same_distance(d[near], theirs[near])
+    return ok, f'{said} within 1 voxel; {np.abs(d - theirs).max() * s.resolution / 2:.2g} voxel at worst in the band'
+
+def same_sample(x, s, theirs):
+    pick = np.random.default_rng(0).choice(len(s), min(20_000, len(s)), replace=False)
+    points = torch.from_numpy(centres(s.coords[pick], s.resolution))
+    d, w = geometry.closest_point(points, *soup())[0].numpy(), geometry.winding(points, *soup()).numpy()
+    ok, said = same_distance(in_cube(s)[pick], np.where(w > .5, -d, d))
+    return ok, f'{said} at {len(pick):,} voxels by closest point'
+
+def same_vertices(x, ours, theirs):
+    "Every vertex of ours is one of theirs, and there are as many. Ours keep `MARGIN` from the ends of their edge, skimage's are float32."
+    s, others = x[0], theirs[0]
+    mine = (ours.vertices + 1) * s.resolution / 2 - .5
+    far = cKDTree(others).query(mine, workers=-1)[0].max()
+    more, t = len(mine) / len(others) - 1, topology(ours)
+    ok = far <= geometry.MARGIN + np.spacing(np.float32(s.resolution)) and abs(more) <= 1e-3 and t.watertight
+    return bool(ok), f'farthest {far:.0e} voxel, {more:+.3%} vertices, {closed(t)}'
+
+def on_surface(x, ours, theirs):
+    pick = np.random.default_rng(0).choice(len(ours.vertices), 100_000)
+    d = geometry.closest_point(torch.from_numpy(ours.vertices[pick]), *soup())[0].max().item() * x[0].resolution / 2
+    t = topology(ours)
+    return d <= .05 and t.watertight and t.genus == 0, f'farthest {d:.1g} voxel from the shape, {closed(t)}, genus {t.genus}'
+
+def closed(t): return 'watertight' if t.watertight else 'not watertight'
+
+def same_places(x, ours, theirs):
+    "Those of the plain reference, and the peer's, if it looks for any."
+    ok = torch.equal(ours, x[2])
+    if theirs is not None: ok = ok and torch.equal(ours[:len(theirs)], torch.as_tensor(theirs, dtype=torch.int32))
+    return ok, f"indices {'identical' if ok else 'differ'}, {int((ours >= 0).sum()):,} found"
+
+def same_voxels(x, ours, theirs):
+    want = len(field(ours['resolution']))
+    return ours['voxels'] == want, f"{ours['voxels']:,} voxels" + ('' if ours['voxels'] == want else f', not {want:,}')
+
+# The table
+
+def band_points(): return centres(field(512).coords, 512)
+
+def marched(resolution, whole=True):
+    def setup(): s = field(resolution); return s, dense(s) if whole else None
+    return setup
+
+def peak(resolution):
+    done = subprocess.run([sys.executable, __file__, '--peak', str(resolution)], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+def print_peak(resolution):
+    "The high-water mark of this program alone; `ru_maxrss` would begin with that of the process which started it."
+    voxels = len(field(resolution))
+    kb = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))
+    print(json.dumps(dict(resolution=resolution, voxels=voxels, GB=int(kb) * 1024 / 1e9)))
+
+def whole_field(resolution): return lambda x: field(resolution)
+
+ORDERS = 'sorted', 'shuffled'
+
+def join_row(name, order, goal, peer, by, **kwargs):
+    work = f'where {JOIN_ROWS:,} {ORDERS[order]} rows stand among {TABLE_ROWS:,}'
+    setup = kwargs.pop('setup', lambda: places(order))
+    return Row(f'join {name}', work, lambda x: join(*x[:2]), same_places, setup, goal, peer, by, **kwargs)
+
+ROWS = [
+    Row('band signed 512', 'signed distance at all voxels of the band', whole_field(512), same_signed, band_points, 40,
+        igl_distance('FAST_WINDING_NUMBER'), 'igl.signed_distance, fast winding number, at the same points', 'igl'),
+    Row('band unsigned 512', 'the same without sign', lambda x: geometry.voxelize(*soup(), 512, BAND), same_unsigned, band_points, None,
+        igl_distance('UNSIGNED'), 'igl.signed_distance, unsigned, at the same points', 'igl'),
+    Row('band signed 128', 'signed distance, ours in the band, the peer on the whole grid', whole_field(128), same_dense, goal=500,
+        peer=lambda x: mesh2sdf_compute(128), by='mesh2sdf.compute', needs='mesh2sdf'),
+    *[Row(f'band signed {R} alone', 'signed distance at all voxels of the band', whole_field(R), same_sample, goal=goal)
+      for R, goal in ((64, None), (256, None), (1024, .75))],
+    Row('band memory 1024', 'largest resident set of a process that does only this', lambda x: peak(1024), same_voxels,
+        goal=1.5, unit='GB'),
+    Row('march 512 skimage', 'marching cubes, ours on the band, the peer on the dense grid', lambda x: march(x[0]), same_vertices,
+        marched(512), 20, lambda x: import_module('skimage.measure').marching_cubes(x[1], 0.0, method='lewiner'),
+        'skimage.measure.marching_cubes', 'skimage'),
+    Row('march 512 mcubes', 'the same', lambda x: march(x[0]), same_vertices, marched(512), 80,
+        lambda x: import_module('mcubes').marching_cubes(x[1], 0.0), 'mcubes.marching_cubes', 'mcubes'),
+    Row('march 1024 alone', 'marching cubes on the band', lambda x: march(x[0]), on_surface, marched(1024, False), .4),
+    *[join_row(f'{order} read', k, 1 / 4, lambda x: read(x[0]), 'one read of the rows: torch sum over int64, all threads')
+      for k, order in enumerate(ORDERS)],
+    join_row('sorted dict', 0, 200, lambda x: look_up(x[0], x[3]), f'Python dict, its time for {DICT_ROWS:,} rows scaled up',
+             setup=dictionary, share=DICT_ROWS / JOIN_ROWS),
+    *[join_row(f'{order} search', k, 8, lambda x: sort_and_search(*x[:2]), 'torch: pack keys, sort the table, searchsorted')
+      for k, order in enumerate(ORDERS)],
+]
+
+# The loop
+
+def timed(f, x):
+    start = time.perf_counter()
+    out = f(x)
+    return time.perf_counter() - start, out
+
+def run(row, reps, peer_reps):
+    "The row's result as a dict; its times are medians of runs by turns, after one of each that the gate looks at."
+    out = dict(name=row.name, work=row.work, peer=row.by, unit=row.unit, goal=row.goal, status='ok')
+    if row.needs and not find_spec(row.needs): return out | dict(status='peer not installed')
+    try:
+        x = row.setup()
+        ours, theirs = row.ours(x), row.peer(x) if row.peer else None
+        ok, out['gate'] = row.gate(x, ours, theirs)
+    except Exception as e: ok, out['gate'] = False, f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+    if not ok: return out | dict(status='FAILED')
+    if row.unit == 'GB': return out | verdict(row, ours['GB'])
+    del ours, theirs
+    mine, others = [], []
+    for i in range(max(reps, peer_reps)):
+        if i < reps: mine.append(timed(row.ours, x)[0])
+        if row.peer and i < peer_reps: others.append(timed(row.peer, x)[0] / row.share)
+    median = statistics.median
+    return out | dict(all_ours=mine, all_peer=others) | verdict(row, median(mine), median(others) if others else None)
+
+def verdict(row, ours, peer=None):
+    ratio = peer / ours if peer else None
+    met = None if row.goal is None else (ratio >= row.goal if peer else ours <= row.goal)
+    return dict(ours=ours, theirs=peer, ratio=ratio, met=met)
+
+def machine():
+    "What the numbers depend on; nothing that names the machine."
+    a, b = np.ones(2**25), np.empty(2**25)
+    m = torch.rand(2048, 2048)
+    best = lambda f: min(timed(lambda _: f(), None)[0] for _ in range(7))
+    cpu = next((line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')), platform.machine())
+    return dict(cpu=cpu, cores=len(os.sched_getaffinity(0)), threads=torch.get_num_threads(), date=f'{datetime.now(timezone.utc):%Y-%m-%d}',
+                python=platform.python_version(), numpy=np.__version__, torch=torch.__version__,
+                peers={p: version(p) for m, p in PEERS.items() if find_spec(m)},
+                memcpy_GBs=a.nbytes / best(lambda: np.copyto(b, a)) / 1e9, sgemm_GFLOPs=2 * 2048**3 / best(lambda: m @ m) / 1e9)
+
+def table(facts, rows):
+    "The Markdown page."
+    number = lambda v, unit: '–' if v is None else f'{v:.2f} GB' if unit == 'GB' else f'{v:.3g} s' if v >= 1 else f'{v * 1e3:.3g} ms'
+    def line(r):
+        if r['status'] != 'ok': return [r['name'], r['work'], r['peer'], r['status'], '', '', '', r.get('gate', '')]
+        unit = r['unit']
+        goal = '–' if r['goal'] is None else f"{'≥' if r['ratio'] else '≤'} {r['goal']:g}{'×' if r['ratio'] else ' ' + unit}"
+        if r['met'] is not None: goal += ', met' if r['met'] else ', missed'
+        ratio = f"{r['ratio']:.3g}×" if r['ratio'] else '–'
+        return [r['name'], r['work'], r['peer'], number(r['ours'], unit), number(r['theirs'], unit), ratio, goal, r['gate']]
+    head = ['row', 'work', 'peer', 'ours', "peer's time", 'ratio', 'goal', 'gate']
+    said = (f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads; memcpy {facts['memcpy_GBs']:.1f} GB/s, "
+            f"SGEMM {facts['sgemm_GFLOPs']:.0f} GFLOP/s; Python {facts['python']}, NumPy {facts['numpy']}, PyTorch {facts['torch']}, "
+            + ', '.join(f'{p} {v}' for p, v in facts['peers'].items()) + f"; {facts['date']}.")
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, ['---'] * len(head), *map(line, rows))]
+    return '\n'.join(['# Geometry on the CPU', '', said, '', *lines, ''])
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--rows', nargs='+', default=[''], help='only rows with one of these in their names')
+    p.add_argument('--reps', type=int, default=7, help='timed runs of each side')
+    p.add_argument('--quick', action='store_true', help='each peer only twice')
+    p.add_argument('--threads', type=int, default=torch.get_num_threads(), help='of torch, sdfvq and igl')
+    p.add_argument('--out', type=Path, default=Path(__file__).parent/'results')
+    p.add_argument('--peak', type=int, help=argparse.SUPPRESS)
+    a = p.parse_args()
+    torch.set_num_threads(a.threads)
+    os.environ['IGL_NUM_THREADS'] = str(a.threads)   # igl reads it at its first call
+    if a.peak: return print_peak(a.peak)
+    facts, results = machine(), []
+    for row in ROWS:
+        if not any(part in row.name for part in a.rows): continue
+        results.append(r := run(row, a.reps, 2 if a.quick else a.reps))
+        print(r['name'], r['status'], *(f'{k} {r[k]:.4g}' for k in ('ours', 'theirs', 'ratio') if r.get(k)), r.get('gate', ''), sep='  ',
+              file=sys.stderr, flush=True)
+    a.out.mkdir(parents=True, exist_ok=True)
+    (a.out/'geometry_cpu.json').write_text(json.dumps(dict(machine=facts, rows=results), indent=1) + '\n', encoding='utf-8')
+    (a.out/'geometry_cpu.md').write_text(text := table(facts, results), encoding='utf-8')
+    print(text)
+    return int(any(r['status'] == 'FAILED' for r in results))
+
+if __name__ == '__main__': sys.exit(main())
