@@ -16,6 +16,8 @@ namespace py = pybind11;
 
 namespace sdfvq {
 
+namespace {  // a Word is something else in each file
+
 static constexpr int64_t STEP_X = int64_t(1) << 32, STEP_Y = int64_t(1) << 12;  // with room to spare: one step beyond the last y or z
                                                                                 // is the key of no voxel
 struct Word {
@@ -27,7 +29,10 @@ struct Word {
   uint64_t vertex[3];   // the edges along each axis that have a vertex, by their lower voxel
 };
 
-static inline int64_t word_key(const int32_t *c) { return int64_t(c[0]) << 32 | int64_t(c[1]) << 12 | c[2] >> 6; }
+static inline int64_t word_key(const int32_t *c) {  // unsigned: any number may still come here
+  return int64_t(uint64_t(c[0]) * STEP_X + uint64_t(c[1]) * STEP_Y + uint64_t(c[2] >> 6));
+}
+static inline bool same_word(const int32_t *a, const int32_t *b) { return a[0] == b[0] && a[1] == b[1] && a[2] >> 6 == b[2] >> 6; }
 
 // Edge e of a cell runs along axis e / 4 from the e % 4-th of the corners whose bit of that axis is 0; corner x + 2y + 4z.
 static constexpr int LOWER[12] = {0, 2, 4, 6, 0, 1, 4, 5, 0, 1, 2, 3};
@@ -40,7 +45,7 @@ static constexpr int64_t ROWS = 1 << 16, WORDS = 1 << 13;  // pieces of work
 static bool make_words(const int32_t *coords, const float *sdf, int64_t n, double level, int64_t begin, int64_t end,
                        std::vector<Word> &out) {
   if (begin > 0)
-    while (begin < end && word_key(coords + 3 * begin) == word_key(coords + 3 * begin - 3)) ++begin;
+    while (begin < end && same_word(coords + 3 * begin, coords + 3 * begin - 3)) ++begin;
   int64_t last = begin > 0 ? word_key(coords + 3 * begin - 3) : -1;
   bool finite = true;
   for (int64_t i = begin; i < end;) {
@@ -49,7 +54,7 @@ static bool make_words(const int32_t *coords, const float *sdf, int64_t n, doubl
     Word w{word_key(c), 0, 0, int32_t(i), 0, 0, {0, 0, 0}};
     if (w.key <= last) return false;
     last = w.key;
-    for (int z = -1; i < n && c[0] == coords[3 * i] && c[1] == coords[3 * i + 1] && c[2] >> 6 == coords[3 * i + 2] >> 6; ++i) {
+    for (int z = -1; i < n && same_word(c, coords + 3 * i); ++i) {
       if (coords[3 * i + 2] <= z) return false;
       z = coords[3 * i + 2];
       w.occ |= uint64_t(1) << (z & 63);
@@ -244,6 +249,8 @@ class Surface {
   std::unique_ptr<Word[]> words;
   std::vector<int64_t> vertex_base{0}, face_base{0};  // by chunk of words; in entries
 };
+
+}  // namespace
 
 void bind_march(py::module_ &m) {
   // None where the input is refused: the reference says why.
