@@ -93,7 +93,7 @@ def _(feats, map):
     out = torch.from_numpy(ext.gather_blocks(rows, map.contiguous().numpy(), torch.get_num_threads()))
     return out.view(feats.dtype)
 
-# %% ../nbs/01_ops.ipynb #aea019a3
+# %% ../nbs/01_ops.ipynb #0e4c8320
 @torch.library.custom_op('sdfvq::join', mutates_args=())
 def join(
     coords: Tensor,  # (N,4) int32 (b,x,y,z), any order, duplicates allowed
@@ -111,7 +111,8 @@ def _(coords, table): return coords.new_empty(len(coords), dtype=torch.int32)
 
 @on_cpu(join)
 def _(coords, table):
-    return torch.from_numpy(ext.join(pack_keys(coords).numpy(), sorted_keys(table).numpy(), torch.get_num_threads()))
+    out = ext.join(coords.numpy(), table.numpy(), torch.get_num_threads()) if coords.dtype == table.dtype == torch.int32 else None
+    return join_reference(coords, table) if out is None else torch.from_numpy(out)   # what C++ refuses is refused there, in words
 
 # %% ../nbs/01_ops.ipynb #018f0830
 CODE_ELEMENTS = 2**22  # distances held at a time: 16 MB in fp32

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'check_ops', 'check_convolution', 'versions', 'devices']
 
-# %% ../nbs/54_selftest.ipynb #250e572f
+# %% ../nbs/54_selftest.ipynb #ec109669
 import platform, time
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from . import geometry, ops
+from . import contour, geometry, ops
 from .conv import subm_conv
 from .sparse import from_dense, to_dense
 
-# %% ../nbs/54_selftest.ipynb #6ab2c056
+# %% ../nbs/54_selftest.ipynb #9209f142
 def _cases():
     "(name, op, reference, arguments) of every op with a native implementation."
     g = torch.Generator().manual_seed(0)
@@ -32,7 +32,7 @@ def _cases():
             ('closest_point', geometry.closest_point, geometry.closest_point_reference, (points, vertices, faces)),
             ('winding', geometry.winding, geometry.winding_reference, (points, vertices, faces)),
             ('voxelize', geometry.voxelize, geometry.voxelize_reference, (vertices, faces, 16, 2.0)),
-            ('march', geometry.march, geometry.march_reference, (ball.int(), field, 0.0, geometry.march_table()))]
+            ('march', contour.march, contour.march_reference, (ball.int(), field, 0.0, contour.march_table()))]
 
 def _gap(a, b):
     "Largest difference of two answers, inf where their shapes differ."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERSION', 'SHELL', 'SHEET', 'PROBES', 'EPS', 'SIGNS', 'SparseSDF', 'open_share', 'voxelize', 'march']
 
-# %% ../nbs/11_voxelize.ipynb #222d87f9
+# %% ../nbs/11_voxelize.ipynb #0be8c0f4
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch, trimesh
 
-from . import geometry
+from . import contour, geometry
 from .core import InputError, Transform, atomic_write, check_output, voxel_size, voxel_to_cube
 from .mesh import check_mesh, make_mesh, normalize as fit_cube, used_vertices
 
@@ -165,7 +165,7 @@ def _choose(sign, vertices, faces):
 def _inside(coords, resolution, vertices, faces):
     return np.abs(_winding(voxel_to_cube(coords.astype(np.float64), resolution), vertices, faces)) > .5
 
-# %% ../nbs/11_voxelize.ipynb #011d7cee
+# %% ../nbs/11_voxelize.ipynb #bb76dc10
 def march(
     sdf: SparseSDF,
     level: float = 0.0,  # In truncation units: positive grows the solid, negative shrinks it
@@ -173,5 +173,5 @@ def march(
     "Surface of the field at `level`, in the input's own units and place; welded, facing out, open only where the field ends."
     if not -1 < level < 1: raise InputError(f"level must lie between -1 and 1 (truncation units), got {level}")
     coords, values = (torch.from_numpy(np.ascontiguousarray(x)) for x in (sdf.coords, sdf.sdf))
-    v, f = geometry.march(coords, values, float(level), geometry.march_table())
+    v, f = contour.march(coords, values, float(level), contour.march_table())
     return make_mesh(sdf.transform.to_world(voxel_to_cube(v.numpy(), sdf.resolution, sdf.grid)), f.numpy())

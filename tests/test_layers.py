@@ -9,7 +9,7 @@ import pytest
 SDFVQ = Path(__file__).resolve().parent.parent/'sdfvq'
 
 MODELS = {'vqvae', 'rqvae', 'vl', 'retrieve'}
-SHAPES = {'geometry', 'mesh', 'voxelize', 'metrics'}   # how a shape is sampled and measured: no business of the network
+SHAPES = {'geometry', 'contour', 'mesh', 'voxelize', 'metrics'}   # how a shape is sampled and measured: no business of the network
 QUANTIZERS = {'quantize', 'rqvae'}
 
 class Only(set):
@@ -20,6 +20,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'ops':       Only({'core'}),
     'kernels':   Only({'core', 'ops'}),
     'geometry':  Only({'core', 'ops'}),
+    'contour':   Only({'core', 'ops'}),
     'mesh':      MODELS,
     'voxelize':  MODELS | {'sparse'},
     'volume':    MODELS | {'sparse'},
@@ -31,7 +32,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'attention': SHAPES | QUANTIZERS | {'conv'},
     'quantize':  Only({'core', 'ops', 'kernels'}),
     'vqvae':     SHAPES | {'losses', 'fastai'},
-    'rqvae':     {'geometry', 'sparse', 'conv', 'attention', 'vqvae', 'fastai'},
+    'rqvae':     {'geometry', 'contour', 'sparse', 'conv', 'attention', 'vqvae', 'fastai'},
     'losses':    MODELS | {'fastai'},
     'prepare':   MODELS | {'fastai'},
     'data':      MODELS | {'losses'},
