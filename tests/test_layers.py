@@ -20,6 +20,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'ops':       Only({'core'}),
     'kernels':   Only({'core', 'ops'}),
     'geometry':  Only({'core', 'ops'}),
+    'cuda':      Only({'core', 'ops', 'geometry', 'contour'}),
     'mesh':      MODELS,
     'voxelize':  MODELS | {'sparse'},
     'volume':    MODELS | {'sparse'},
@@ -48,7 +49,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
 CORE_NEVER = {'fastai', 'transformers'}                     # `Only` speaks of our modules; core has this besides
 ALONE = {'transformers': {'vl'}, 'peft': {'vl'}}            # package: the only modules that import it
 LATE = {('ops', 'kernels')}                                 # the one load of a later room, by name at the first CUDA call
-FREE = {'_C'}                                               # the extension is no room
+FREE = {'_C', '_cuda'}                                      # the extensions are no rooms
 
 def number(source):
     "The two digits of the notebook that a module was exported from."
