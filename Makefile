@@ -42,7 +42,7 @@ lock:  ## remake requirements/ from the ranges in settings.ini
 	$(PYTHON) tools/lock.py
 
 clean:  ## remove all that make has made, except results in demo/
-	rm -rf $(VENV) _docs _proc build dist *.egg-info sdfvq/_C*.so .pytest_cache
+	rm -rf $(VENV) _docs _proc build dist *.egg-info sdfvq/_C*.so sdfvq/_cuda*.so .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installation, a stamp file per step: only what changed is done again.

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// A complete binary tree over the faces of a mesh, split at the median: node k has the children 2k+1 and 2k+2, and the range of
-// faces under any node follows from its number. So it is built level by level in parallel, to the same tree on any threads.
+// A complete binary tree over the faces of a mesh along a Z-order curve: node k has the children 2k+1 and 2k+2, and the range of
+// faces under any node follows from its number. So nothing is stored to find one's way.
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -29,6 +28,39 @@ struct Box {
   }
 };
 
+// The order of points along a Z-order curve through their bounding box: neighbours in it are mostly neighbours in space.
+inline std::vector<int64_t> morton_order(const double *points, int64_t n, int threads) {
+  constexpr int BITS = 21, DIGIT = 11;
+  Box box;
+  for (int64_t i = 0; i < n; ++i) box.add(Vec3{points[3 * i], points[3 * i + 1], points[3 * i + 2]});
+  const Vec3 size = box.hi - box.lo;
+  const double scale = inverse(greater(size.x, greater(size.y, size.z))) * ((1 << BITS) - 1);
+  const auto spread = [](double v) {
+    uint64_t x = v > 0 ? std::min<uint64_t>(uint64_t(v), (1 << BITS) - 1) : 0;
+    x = (x | x << 32) & 0x1f00000000ffff, x = (x | x << 16) & 0x1f0000ff0000ff, x = (x | x << 8) & 0x100f00f00f00f00f;
+    x = (x | x << 4) & 0x10c30c30c30c30c3;
+    return (x | x << 2) & 0x1249249249249249;
+  };
+  std::vector<std::pair<uint64_t, int64_t>> keys(n), next(n);
+  parallel_for(n, 1 << 14, threads, [&](int64_t b, int64_t e) {
+    for (int64_t i = b; i < e; ++i) {
+      const double *p = points + 3 * i;
+      keys[i] = {spread((p[0] - box.lo.x) * scale) << 2 | spread((p[1] - box.lo.y) * scale) << 1 | spread((p[2] - box.lo.z) * scale), i};
+    }
+  });
+  for (int shift = 0; shift < 3 * BITS; shift += DIGIT) {  // radix sort: stable, so equal keys stay in the order of the points
+    int64_t start[(1 << DIGIT) + 1] = {};
+    const auto digit = [&](uint64_t key) { return key >> shift & ((1 << DIGIT) - 1); };
+    for (const auto &k : keys) ++start[digit(k.first) + 1];
+    for (int d = 0; d < 1 << DIGIT; ++d) start[d + 1] += start[d];
+    for (const auto &k : keys) next[start[digit(k.first)]++] = k;
+    keys.swap(next);
+  }
+  std::vector<int64_t> order(n);
+  for (int64_t i = 0; i < n; ++i) order[i] = keys[i].second;
+  return order;
+}
+
 struct Bvh {
   int levels = 0;              // the leaves are level `levels`
   std::vector<int32_t> order;  // faces, leaf by leaf
@@ -42,14 +74,15 @@ struct Bvh {
   Bvh(const Mesh &mesh, int64_t leaf_size, int threads) : order(mesh.n_faces) {
     while (mesh.n_faces > leaf_size << levels) ++levels;
     boxes.resize(2 * leaves() - 1);
-    std::iota(order.begin(), order.end(), 0);
-    std::vector<Vec3> middle(mesh.n_faces);
+    std::vector<double> middle(3 * mesh.n_faces);
     parallel_for(mesh.n_faces, 1 << 14, threads, [&](int64_t b, int64_t e) {
-      for (int64_t f = b; f < e; ++f) middle[f] = mesh.corner(f, 0) + mesh.corner(f, 1) + mesh.corner(f, 2);
+      for (int64_t f = b; f < e; ++f) {
+        const Vec3 m = mesh.corner(f, 0) + mesh.corner(f, 1) + mesh.corner(f, 2);
+        middle[3 * f] = m.x, middle[3 * f + 1] = m.y, middle[3 * f + 2] = m.z;
+      }
     });
-    for (int level = 0; level < levels; ++level) {
-      parallel_for(int64_t(1) << level, 1, threads, [&](int64_t j, int64_t) { split(middle.data(), level, j); });
-    }
+    const std::vector<int64_t> along = morton_order(middle.data(), mesh.n_faces, threads);
+    std::copy(along.begin(), along.end(), order.begin());
     parallel_for(leaves(), 64, threads, [&](int64_t b, int64_t e) {
       for (int64_t i = begin(levels, b); b < e; ++b)
         for (; i < begin(levels, b + 1); ++i)
@@ -57,44 +90,7 @@ struct Bvh {
     });
     for (int64_t k = first(levels) - 1; k >= 0; --k) boxes[k].add(boxes[2 * k + 1]), boxes[k].add(boxes[2 * k + 2]);
   }
-
- private:
-  void split(const Vec3 *middle, int level, int64_t j) {
-    const auto lo = order.begin() + begin(level, j), hi = order.begin() + begin(level, j + 1);
-    Box box;
-    for (auto i = lo; i != hi; ++i) box.add(middle[*i]);
-    const Vec3 size = box.hi - box.lo;
-    const auto axis = size.x >= size.y && size.x >= size.z ? &Vec3::x : size.y >= size.z ? &Vec3::y : &Vec3::z;
-    std::nth_element(lo, order.begin() + begin(level + 1, 2 * j + 1), hi, [&](int32_t a, int32_t b) {
-      return middle[a].*axis != middle[b].*axis ? middle[a].*axis < middle[b].*axis : a < b;
-    });
-  }
 };
-
-// The order of points along a Z-order curve through their bounding box: neighbours in it are mostly neighbours in space.
-inline std::vector<int64_t> morton_order(const double *points, int64_t n, int threads) {
-  Box box;
-  for (int64_t i = 0; i < n; ++i) box.add(Vec3{points[3 * i], points[3 * i + 1], points[3 * i + 2]});
-  const Vec3 size = box.hi - box.lo;
-  const double scale = inverse(greater(size.x, greater(size.y, size.z))) * ((1 << 21) - 1);
-  const auto spread = [](double v) {
-    uint64_t x = v > 0 ? std::min<uint64_t>(uint64_t(v), (1 << 21) - 1) : 0;
-    x = (x | x << 32) & 0x1f00000000ffff, x = (x | x << 16) & 0x1f0000ff0000ff, x = (x | x << 8) & 0x100f00f00f00f00f;
-    x = (x | x << 4) & 0x10c30c30c30c30c3;
-    return (x | x << 2) & 0x1249249249249249;
-  };
-  std::vector<std::pair<uint64_t, int64_t>> keys(n);
-  parallel_for(n, 1 << 14, threads, [&](int64_t b, int64_t e) {
-    for (int64_t i = b; i < e; ++i) {
-      const double *p = points + 3 * i;
-      keys[i] = {spread((p[0] - box.lo.x) * scale) << 2 | spread((p[1] - box.lo.y) * scale) << 1 | spread((p[2] - box.lo.z) * scale), i};
-    }
-  });
-  std::sort(keys.begin(), keys.end());
-  std::vector<int64_t> order(n);
-  for (int64_t i = 0; i < n; ++i) order[i] = keys[i].second;
-  return order;
-}
 
 inline void check_points(const double *points, int64_t n, const std::string &op) {
   for (int64_t i = 0; i < 3 * n; ++i)

@@ -74,6 +74,66 @@ SDFVQ_HD inline double distance2(const Triangle &t, Vec3 p) {
   return inside >= t.gate ? plane : edges;
 }
 
+// A triangle as seen from a point near it, for fp32 distances about that point: unit vectors, and offsets that were worked out in
+// double. Every number that decides a distance is then of the size of the neighbourhood, wherever the triangle's corners are.
+struct LocalTriangle {
+  static constexpr int FLOATS = 31;  // height: normal, offset.  Each edge: along, from, to, across, offset
+  float n[3], h;
+  struct Edge {
+    float u[3], lo, hi;  // along the edge; where it begins and ends
+    float m[3], e;       // in the plane, square to the edge, pointing inwards; how far inside the origin is
+  } edge[3];
+};
+
+SDFVQ_HD inline void store(float *to, Vec3 v) { to[0] = float(v.x), to[1] = float(v.y), to[2] = float(v.z); }
+
+SDFVQ_HD inline Vec3 unit(Vec3 v) {
+  const double l2 = dot(v, v), inv = l2 > 0 ? 1 / std::sqrt(l2) : 0;
+  return inv * v;
+}
+
+// Corners relative to the point. Where the triangle is thinner than its own rounding its longest edge stands for it: that edge
+// once in either direction, so that nothing is inside.
+SDFVQ_HD inline LocalTriangle make_local(Vec3 a, Vec3 b, Vec3 c) {
+  const Vec3 ab = b - a, bc = c - b, ca = a - c;
+  const double l_ab = dot(ab, ab), l_bc = dot(bc, bc), l_ca = dot(ca, ca);
+  const double longest = greater(l_ab, greater(l_bc, l_ca));
+  Vec3 from[3] = {a, b, c}, along[3] = {ab, bc, ca};
+  Vec3 n = cross(ab, bc);
+  if (!(dot(n, n) > 1e-16 * longest * longest)) {
+    const Vec3 p = l_ab == longest ? a : l_bc == longest ? b : c, e = l_ab == longest ? ab : l_bc == longest ? bc : ca;
+    from[0] = from[1] = p, from[2] = p + e, along[0] = along[1] = e, along[2] = -1.0 * e;
+    const double x = std::abs(e.x), y = std::abs(e.y), z = std::abs(e.z);  // square to the axis that the edge leans to least
+    n = cross(e, x <= y && x <= z ? Vec3{1, 0, 0} : y <= z ? Vec3{0, 1, 0} : Vec3{0, 0, 1});
+    if (!(dot(n, n) > 0)) n = {0, 0, 1};
+  }
+  LocalTriangle t;
+  n = unit(n);
+  store(t.n, n), t.h = float(-dot(n, a));
+  for (int k = 0; k < 3; ++k) {
+    const double l2 = dot(along[k], along[k]);
+    const Vec3 u = l2 > 0 ? unit(along[k]) : Vec3{k < 2 ? 1.0 : -1.0, 0, 0}, m = cross(n, u);
+    const double start = dot(u, from[k]);
+    store(t.edge[k].u, u), store(t.edge[k].m, m);
+    t.edge[k].lo = float(start), t.edge[k].hi = float(start + std::sqrt(l2)), t.edge[k].e = float(-dot(m, from[k]));
+  }
+  return t;
+}
+
+// Squared distance at d from the origin: height above the plane, and in the plane to the nearest edge. Inside, that is the edge
+// of the least `in`, whose square is taken off again; noise in `in` beyond the tip of a needle then takes off next to nothing.
+SDFVQ_HD inline float local_distance2(const LocalTriangle &t, float dx, float dy, float dz) {
+  float in = HUGE_VALF, plane = HUGE_VALF;
+  for (int k = 0; k < 3; ++k) {
+    const LocalTriangle::Edge &g = t.edge[k];
+    const float s = g.u[0] * dx + g.u[1] * dy + g.u[2] * dz, e = g.e + (g.m[0] * dx + g.m[1] * dy + g.m[2] * dz);
+    const float low = s > g.lo ? s : g.lo, past = s - (low < g.hi ? low : g.hi), d2 = past * past + e * e;
+    in = e < in ? e : in, plane = d2 < plane ? d2 : plane;
+  }
+  const float h = t.h + (t.n[0] * dx + t.n[1] * dy + t.n[2] * dz), inside = in > 0 ? in : 0;
+  return h * h + (plane - inside * inside);
+}
+
 // The buffers of a mesh.  vertices: [V, 3].  faces: [F, 3].
 struct Mesh {
   const double *vertices;

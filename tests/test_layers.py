@@ -21,6 +21,8 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'kernels':   Only({'core', 'ops'}),
     'geometry':  Only({'core', 'ops'}),
     'contour':   Only({'core', 'ops'}),
+    'cuda':      Only({'core', 'ops', 'geometry', 'contour'}),
+    'sign':      Only({'core', 'geometry'}),
     'mesh':      MODELS,
     'voxelize':  MODELS | {'sparse'},
     'volume':    MODELS | {'sparse'},
@@ -50,7 +52,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
 CORE_NEVER = {'fastai', 'transformers'}                     # `Only` speaks of our modules; core has this besides
 ALONE = {'transformers': {'vl'}, 'peft': {'vl'}}            # package: the only modules that import it
 LATE = {('ops', 'kernels')}                                 # the one load of a later room, by name at the first CUDA call
-FREE = {'_C'}                                               # the extension is no room
+FREE = {'_C', '_cuda'}                                      # the extensions are no rooms
 
 def number(source):
     "The two digits of the notebook that a module was exported from."

@@ -61,7 +61,7 @@ def test_functions_named_like_their_module(tmp_path, order):
 
 @pytest.fixture
 def without_extension(tmp_path):
-    shutil.copytree(SDFVQ, tmp_path/'sdfvq', ignore=shutil.ignore_patterns('_C*', '__pycache__'))
+    shutil.copytree(SDFVQ, tmp_path/'sdfvq', ignore=shutil.ignore_patterns('_C*', '_cuda*', '__pycache__'))
     return tmp_path
 
 def test_absent_extension_warns_once(without_extension):

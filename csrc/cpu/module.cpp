@@ -10,6 +10,9 @@ void bind_closest_point(pybind11::module_ &m);
 void bind_winding(pybind11::module_ &m);
 void bind_voxelize(pybind11::module_ &m);
 void bind_march(pybind11::module_ &m);
+void bind_topology(pybind11::module_ &m);
+void bind_regions(pybind11::module_ &m);
+void bind_flood(pybind11::module_ &m);
 }  // namespace sdfvq
 
 PYBIND11_MODULE(_C, m) {
@@ -21,4 +24,7 @@ PYBIND11_MODULE(_C, m) {
   sdfvq::bind_winding(m);
   sdfvq::bind_voxelize(m);
   sdfvq::bind_march(m);
+  sdfvq::bind_topology(m);
+  sdfvq::bind_regions(m);
+  sdfvq::bind_flood(m);
 }

@@ -12,7 +12,6 @@ namespace py = pybind11;
 namespace sdfvq {
 
 static constexpr int GROUP = 16;
-static constexpr double FAR = 2.0;     // a cluster is far beyond this many of its radii (the paper's beta)
 static constexpr double FLAT = 1e-14;  // a point in a face's plane sees nothing of it: on the face, the mean of its two sides
 
 struct Cluster {
@@ -103,7 +102,7 @@ static std::vector<Cluster> make_clusters(const Mesh &mesh, const Bvh &bvh, int 
   return all;
 }
 
-static void walk(const Mesh &mesh, const Bvh &bvh, const std::vector<Cluster> &clusters, Group &g) {
+static void walk(const Mesh &mesh, const Bvh &bvh, const std::vector<Cluster> &clusters, double beta, Group &g) {
   Box box;
   for (int i = 0; i < GROUP; ++i) box.add(Vec3{g.x[i], g.y[i], g.z[i]});
   const Vec3 middle = box.centre(), half = 0.5 * (box.hi - box.lo);
@@ -115,7 +114,7 @@ static void walk(const Mesh &mesh, const Bvh &bvh, const std::vector<Cluster> &c
     const auto [level, j] = stack[--top];
     const Cluster &c = clusters[Bvh::first(level) + j];
     const Vec3 d = c.centre - middle;
-    const double near = FAR * c.radius + radius;
+    const double near = beta * c.radius + radius;
     if (dot(d, d) > near * near) {
       add_far(c, g);
     } else if (level == bvh.levels) {
@@ -128,8 +127,9 @@ static void walk(const Mesh &mesh, const Bvh &bvh, const std::vector<Cluster> &c
   }
 }
 
-// points: [P, 3].  out: [P], 1 inside a closed surface with outward normals, 0 outside.
-static void winding(const double *points, int64_t n, const Mesh &mesh, double *out, int threads) {
+// points: [P, 3].  beta: a cluster is far beyond this many of its radii.  out: [P], 1 inside a closed surface with outward normals,
+// 0 outside.
+static void winding(const double *points, int64_t n, const Mesh &mesh, double beta, double *out, int threads) {
   check_points(points, n, "winding");
   mesh.check("winding");
   std::fill(out, out + n, 0.0);
@@ -146,7 +146,7 @@ static void winding(const double *points, int64_t n, const Mesh &mesh, double *o
         const double *p = points + 3 * order[k + std::min(i, m - 1)];
         g.x[i] = p[0], g.y[i] = p[1], g.z[i] = p[2], g.far[i] = g.im[i] = g.turns[i] = 0, g.re[i] = 1;
       }
-      walk(mesh, bvh, clusters, g);
+      walk(mesh, bvh, clusters, beta, g);
       for (int i = 0; i < m; ++i)
         out[order[k + i]] = (g.far[i] + 2 * std::atan2(g.im[i], g.re[i]) + 4 * pi * g.turns[i]) / (4 * pi);
     }
@@ -155,14 +155,15 @@ static void winding(const double *points, int64_t n, const Mesh &mesh, double *o
 
 void bind_winding(py::module_ &m) {
   m.def("winding", [](py::array_t<double, py::array::c_style> points, py::array_t<double, py::array::c_style> vertices,
-                      py::array_t<int64_t, py::array::c_style> faces, int threads) {
+                      py::array_t<int64_t, py::array::c_style> faces, double beta, int threads) {
+    if (!(beta >= 1)) throw std::invalid_argument("winding: beta must be at least 1");
     const int64_t n = points.shape(0);
     const Mesh mesh{vertices.data(), vertices.shape(0), faces.data(), faces.shape(0)};
     py::array_t<double> out(n);
     const double *in = points.data();
     double *w = out.mutable_data();
     py::gil_scoped_release release;
-    winding(in, n, mesh, w, threads);
+    winding(in, n, mesh, beta, w, threads);
     return out;
   });
 }
