@@ -8,26 +8,28 @@
 #include <memory>
 #include <numeric>
 
+#include "bits.h"
 #include "geom.h"
 #include "parallel.h"
 
 namespace py = pybind11;
 
 namespace sdfvq {
+namespace {
 
-static constexpr int BRICK = 8, VOXELS = BRICK * BRICK * BRICK, EIGHT = 8;
-static constexpr int BLOCK = 4, BLOCK_VOXELS = BLOCK * BLOCK * BLOCK;
-static constexpr int COARSE = 16;      // coarse cells along an edge of the cube, at most
-static constexpr int MANY = 24;        // faces from which a block of 4^3 is worth splitting
-static constexpr float SLACK = 2e-6f;  // above the rounding of an fp32 distance in the cube: a tie drops nothing
-static constexpr float BIG = 0.5f;     // a face with a larger radius has no ball: always exact
-static constexpr double TIE = 1e-5;    // a voxel this close to the band's edge, relatively, is decided in double
+constexpr int BRICK = 8, VOXELS = BRICK * BRICK * BRICK, EIGHT = 8;
+constexpr int BLOCK = 4, BLOCK_VOXELS = BLOCK * BLOCK * BLOCK;
+constexpr int COARSE = 16;      // coarse cells along an edge of the cube, at most
+constexpr int MANY = 24;        // faces from which a block of 4^3 is worth splitting
+constexpr float SLACK = 2e-6f;  // above the rounding of an fp32 distance in the cube: a tie drops nothing
+constexpr float BIG = 0.5f;     // a face with a larger radius has no ball: always exact
+constexpr double TIE = 1e-5;    // a voxel this close to the band's edge, relatively, is decided in double
 
 // A point of each face and the distance from it to the face's farthest corner.
 struct Ball {
   float x, y, z, r;
 };
-static constexpr Ball NO_BALL = {1e9f, 1e9f, 1e9f, 1e18f};  // so far and so wide that no test drops it
+constexpr Ball NO_BALL = {1e9f, 1e9f, 1e9f, 1e18f};  // so far and so wide that no test drops it
 
 struct Centres {
   float x[EIGHT], y[EIGHT], z[EIGHT];
@@ -41,7 +43,7 @@ struct Bounds {
   float limit[EIGHT];                     // a face whose least distance is beyond this is out
 };
 
-SDFVQ_CLONES static void find_nearest(const Ball *balls, int64_t n, const Centres &p, Bounds &out) {
+SDFVQ_CLONES void find_nearest(const Ball *balls, int64_t n, const Centres &p, Bounds &out) {
   float near2[EIGHT], at[EIGHT];
   for (int j = 0; j < EIGHT; ++j) near2[j] = HUGE_VALF, at[j] = 0;
   for (int64_t k = 0; k < n; ++k) {
@@ -64,7 +66,7 @@ SDFVQ_CLONES static void find_nearest(const Ball *balls, int64_t n, const Centre
 // q is a point of the surface, so a face is out where all of it is farther than q from every voxel v of the child:
 // |v - m| - |v - q| > r for its ball (m, r). The left side is (|v-m|^2 - |v-q|^2) / (|v-m| + |v-q|), linear over its bound, and
 // the square root in that bound gives way to a tangent of it.
-SDFVQ_CLONES static void keep_mask(const Ball *balls, int64_t n, const Centres &p, const Bounds &b, float reach, float radius, uint8_t *keep) {
+SDFVQ_CLONES void keep_mask(const Ball *balls, int64_t n, const Centres &p, const Bounds &b, float reach, float radius, uint8_t *keep) {
   float tangent[EIGHT], base[EIGHT], least[EIGHT];
   for (int j = 0; j < EIGHT; ++j) {
     const float a = b.nearest[j] > radius ? b.nearest[j] : radius;
@@ -87,14 +89,14 @@ SDFVQ_CLONES static void keep_mask(const Ball *balls, int64_t n, const Centres &
 }
 
 // Distances from eight points to a face that has outgrown its ball.
-SDFVQ_CLONES static void exact_distances(const Triangle &t, const Centres &p, float *d) {
+SDFVQ_CLONES void exact_distances(const Triangle &t, const Centres &p, float *d) {
   for (int j = 0; j < EIGHT; ++j) d[j] = float(std::sqrt(distance2(t, {p.x[j], p.y[j], p.z[j]})));
 }
-SDFVQ_CLONES static void exact_distances(const LocalTriangle &t, const Centres &p, float *d) {
+SDFVQ_CLONES void exact_distances(const LocalTriangle &t, const Centres &p, float *d) {
   for (int j = 0; j < EIGHT; ++j) d[j] = std::sqrt(local_distance2(t, p.x[j], p.y[j], p.z[j]));
 }
 
-SDFVQ_CLONES static void make_locals(const double *corners, int64_t n, float *out) {
+SDFVQ_CLONES void make_locals(const double *corners, int64_t n, float *out) {
   for (int64_t k = 0; k < n; ++k) {
     const double *c = corners + 9 * k;
     const LocalTriangle t = make_local({c[0], c[1], c[2]}, {c[3], c[4], c[5]}, {c[6], c[7], c[8]});
@@ -103,7 +105,7 @@ SDFVQ_CLONES static void make_locals(const double *corners, int64_t n, float *ou
 }
 
 template <int N>
-static inline void nearest_of(const LocalTriangle *faces, const int32_t *list, int64_t n, const float *x, const float *y,
+inline void nearest_of(const LocalTriangle *faces, const int32_t *list, int64_t n, const float *x, const float *y,
                               const float *z, float *d2) {
   for (int64_t k = 0; k < n; ++k) {
     const LocalTriangle t = faces[list[k]];
@@ -114,16 +116,16 @@ static inline void nearest_of(const LocalTriangle *faces, const int32_t *list, i
   }
 }
 
-SDFVQ_CLONES static void nearest_block(const LocalTriangle *faces, const int32_t *list, int64_t n, const float *x, const float *y,
+SDFVQ_CLONES void nearest_block(const LocalTriangle *faces, const int32_t *list, int64_t n, const float *x, const float *y,
                                        const float *z, float *d2) {
   nearest_of<BLOCK_VOXELS>(faces, list, n, x, y, z, d2);
 }
-SDFVQ_CLONES static void nearest_eight(const LocalTriangle *faces, const int32_t *list, int64_t n, const float *x, const float *y,
+SDFVQ_CLONES void nearest_eight(const LocalTriangle *faces, const int32_t *list, int64_t n, const float *x, const float *y,
                                        const float *z, float *d2) {
   nearest_of<EIGHT>(faces, list, n, x, y, z, d2);
 }
 // Squares become distances, and `in` says which are within the band. Is one so near its edge that fp32 cannot tell?
-SDFVQ_CLONES static bool inside_band(float *d2, float width, float tie, uint8_t *in) {
+SDFVQ_CLONES bool inside_band(float *d2, float width, float tie, uint8_t *in) {
   int ties = 0;
   for (int i = 0; i < VOXELS; ++i) {
     const float d = std::sqrt(d2[i]);
@@ -412,19 +414,21 @@ class Voxelizer {
 };
 
 // Where each column (x, y) of voxels begins in lexicographic order; [R^2 + 1]. The bricks are sorted.
-static std::vector<int64_t> columns(const std::vector<Brick> &bricks, const std::vector<int64_t> &group, int resolution, int threads) {
+std::vector<int64_t> columns(const std::vector<Brick> &bricks, const std::vector<int64_t> &group, int resolution, int threads) {
   std::vector<int64_t> start(int64_t(resolution) * resolution + 1, 0);
   parallel_for(group.size() - 1, 16, threads, [&](int64_t g, int64_t end) {
     for (; g < end; ++g)
       for (int64_t i = group[g]; i < group[g + 1]; ++i)
         for (int row = 0; row < 64; ++row) {
           const int64_t x = bricks[i].x * BRICK + row / 8, y = bricks[i].y * BRICK + row % 8, bits = bricks[i].mask[row / 8] >> 8 * (row % 8) & 255;
-          if (bits) start[x * resolution + y + 1] += __builtin_popcountll(bits);
+          if (bits) start[x * resolution + y + 1] += count_bits(bits);
         }
   });
   std::partial_sum(start.begin(), start.end(), start.begin());
   return start;
 }
+
+}  // namespace
 
 void bind_voxelize(py::module_ &m) {
   m.def("voxelize", [](py::array_t<double, py::array::c_style> vertices, py::array_t<int64_t, py::array::c_style> faces,
@@ -458,7 +462,7 @@ void bind_voxelize(py::module_ &m) {
               const int32_t x = b.x * BRICK + row / 8, y = b.y * BRICK + row % 8;
               int64_t &at = start[int64_t(x) * resolution + y];  // moves on as the column is written: its bricks come in order of z
               for (int bits = b.mask[row / 8] >> 8 * (row % 8) & 255; bits; bits &= bits - 1, ++at) {
-                c[3 * at] = x, c[3 * at + 1] = y, c[3 * at + 2] = b.z * BRICK + __builtin_ctz(bits), d[at] = *from++;
+                c[3 * at] = x, c[3 * at + 1] = y, c[3 * at + 2] = b.z * BRICK + lowest_bit(bits), d[at] = *from++;
               }
             }
             b.distance.reset();
