@@ -16,7 +16,7 @@ class OptionalBuildExt(build_ext):
     def run(self):
         try: super().run()
         except Exception as e:
-            if os.environ.get('SDFVQ_REQUIRE_EXT') == '1': raise
+            if '1' in (os.environ.get('SDFVQ_REQUIRE_EXT'), os.environ.get('SDFVQ_CUDA')): raise
             print(f'sdfvq: the C++ extension was not built ({e}); slow references will be used', file=sys.stderr)
 
     def build_extensions(self):

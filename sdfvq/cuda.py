@@ -61,9 +61,10 @@ def _rows(coords, name):
     coords = check_shape(coords, 'N 4', name, (torch.int32,)).contiguous()
     return coords.clone() if coords.data_ptr() % 16 else coords
 
-# %% ../nbs/05_cuda.ipynb #2be53d36
+# %% ../nbs/05_cuda.ipynb #39dddec2
 @on_cuda(join)
 def join_cuda(coords, table):
+    "`join` by a hash table of z-rows."
     coords, table = _rows(coords, 'coords'), _rows(table, 'table')
     out = torch.empty(len(coords), dtype=torch.int32, device=coords.device)
     fault, _ = _call(ext.join, coords.device, coords, len(coords), table, len(table), out)
@@ -76,9 +77,10 @@ def _refusal(check):
     except InputError as e: return e
     return RuntimeError("a CUDA kernel refused its input, the check did not; please report this")
 
-# %% ../nbs/05_cuda.ipynb #7dd7d5ac
+# %% ../nbs/05_cuda.ipynb #d85cbc78
 @on_cuda(march)
 def march_cuda(coords, sdf, level, table):
+    "`march` by words of 32 voxels."
     coords = check_shape(coords, 'N 3', 'coords', (torch.int32,)).contiguous()
     sdf = check_shape(sdf, str(len(coords)), 'sdf', (torch.float32,)).contiguous()
     table = check_shape(table, '256 K', 'table', (torch.int8,)).to(coords.device, non_blocking=True).contiguous()
@@ -87,9 +89,10 @@ def march_cuda(coords, sdf, level, table):
     vertices, n_vertices, faces, n_faces = where
     return memory.take(vertices, torch.float64, n_vertices, 3), memory.take(faces, torch.int64, n_faces, 3)
 
-# %% ../nbs/05_cuda.ipynb #b347deec
+# %% ../nbs/05_cuda.ipynb #fbcf68b6
 @on_cuda(winding)
 def winding_cuda(points, vertices, faces):
+    "`winding` by a tree that 32 points at a time walk through."
     check_soup(points, vertices, faces)
     out = points.new_zeros(len(points))
     if not len(points) or not len(faces): return out

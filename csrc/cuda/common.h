@@ -66,7 +66,7 @@ void with_scratch(const Gpu &gpu, Fn fn) {
 __device__ inline int64_t thread_index() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 
 // Coordinates that core.pack_keys takes: a neighbour one step away stays within 16 bits.
-__device__ inline bool in_range(int v) { return unsigned(v + 32767) <= 65533u; }
+__device__ inline bool in_range(int v) { return unsigned(v) + 32767u <= 65533u; }
 __device__ inline bool batch_in_range(int b) { return unsigned(b) <= 32766u; }
 
 __device__ inline unsigned low_bits(int n) { return n >= 32 ? ~0u : (1u << n) - 1; }  // n >= 0

@@ -18,8 +18,8 @@ struct alignas(16) Slot {
 
 // b, x, y, z >> 3 in 15 + 16 + 16 + 13 bits, in the order of the rows.
 __device__ static unsigned long long row_key(int4 c) {
-  return (unsigned long long)(unsigned(c.x)) << 45 | (unsigned long long)(unsigned(c.y + 32768)) << 29 |
-         (unsigned long long)(unsigned(c.z + 32768)) << 13 | unsigned(c.w + 32768) >> 3;
+  return (unsigned long long)(unsigned(c.x)) << 45 | (unsigned long long)(unsigned(c.y) + 32768u) << 29 |
+         (unsigned long long)(unsigned(c.z) + 32768u) << 13 | (unsigned(c.w) + 32768u) >> 3;
 }
 __device__ static unsigned long long brick_key(unsigned long long row) { return row & ~(7ull << 29 | 7ull << 13); }
 

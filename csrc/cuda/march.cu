@@ -76,7 +76,7 @@ __global__ static void read_rows(const int32_t *coords, const float *sdf, int64_
     }
   }
   const auto key_of = [](int x, int y, int z) {
-    return Key(unsigned(x + 32768)) << 32 | Key(unsigned(y + 32768)) << 16 | unsigned(z + 32768);
+    return Key(unsigned(x) + 32768u) << 32 | Key(unsigned(y) + 32768u) << 16 | (unsigned(z) + 32768u);
   };
   Key last = 0;  // of the row before; less than any valid key
   if (first > 0 && first < n) {
@@ -118,8 +118,8 @@ __global__ static void make_words(const int32_t *coords, int64_t n, const Group 
     const int64_t row = 32 * i + b, end = min(n, later ? 32 * i + __ffsll((long long)later) - 1 : n);
     const int length = int(end - row);
     const int32_t *c = coords + 3 * row;
-    const unsigned z = unsigned(c[2] + 32768);
-    keys[at] = (Key(unsigned(c[0] + 32768)) << 32 | Key(unsigned(c[1] + 32768)) << 16 | z) >> 5;
+    const unsigned z = unsigned(c[2]) + 32768u;
+    keys[at] = (Key(unsigned(c[0]) + 32768u) << 32 | Key(unsigned(c[1]) + 32768u) << 16 | z) >> 5;
     starts[at] = int32_t(row);
     const uint32_t in = uint32_t(inside >> b) & low_bits(length);
     Word w{0, 0};

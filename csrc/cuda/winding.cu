@@ -13,7 +13,7 @@ namespace sdfvq {
 
 static constexpr int LEAF = 8;          // faces in a leaf at most
 static constexpr float FAR = 2.0f;      // a cluster is far beyond this many of its radii
-static constexpr float FLAT = 1e-6f;    // a point so near a face's plane sees nothing of it: on the face, the mean of its two sides
+static constexpr float FLAT = 1e-6f;    // a point nearer to a face's plane than this, to its farthest corner, sees nothing of it
 static constexpr double DISTANT = 1e6;  // from so many sizes of the mesh on all see nothing, and float32 would overflow
 static constexpr unsigned ALL = ~0u;
 
@@ -25,7 +25,7 @@ struct Bounds {
   Vec3 lo, hi;
   double area;
 };
-struct alignas(16) Corners {  // of a face, relative to its leaf's centre, and the least determinant that is no noise
+struct alignas(16) Corners {  // of a face, relative to its leaf's centre, and FLAT times twice its area
   float a[3], b[3], c[3], gate, unused[2];
 };
 
@@ -167,7 +167,8 @@ struct Sums {
   __device__ void add_near(float3 a, float3 b, float3 c, float gate) {
     const float la = sqrtf(dot(a, a)), lb = sqrtf(dot(b, b)), lc = sqrtf(dot(c, c)), volume = la * lb * lc;
     const float det = dot(a, cross(b, c));
-    if (!(fabsf(det) > fmaxf(FLAT * volume, gate))) return;
+    // In a face's plane: on the face that is the mean of its two sides. Rounding would pick a side by chance.
+    if (!(fabsf(det) > fmaxf(FLAT * volume, gate * fmaxf(la, fmaxf(lb, lc))))) return;
     const float den = fmaf(dot(a, b), lc, fmaf(dot(b, c), la, fmaf(dot(c, a), lb, volume)));
     const float scale = 1 / (fabsf(den) + fabsf(det)), u = den * scale, v = det * scale;  // only the angle counts
     const float r = fmaf(re, u, -im * v), i = fmaf(re, v, im * u);
@@ -211,7 +212,7 @@ __global__ static void walk(const double *points, const int32_t *order, int64_t 
       k *= 2;
       continue;
     } else {
-      const float x = cx - px, y = cy - py, z = cz - pz;
+      const float x = float(c.centre[0] - p.x), y = float(c.centre[1] - p.y), z = float(c.centre[2] - p.z);
       const int64_t j = k - (1u << level);
       for (int64_t f = tree.begin(level, j), end = tree.begin(level, j + 1); f < end; ++f) {
         const float4 *q = reinterpret_cast<const float4 *>(corners + f);
