@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAFETY', 'OUTER', 'BURIED', 'SHEET', 'THIN', 'EPS', 'SURE', 'FAST', 'INSETS', 'LARGE', 'SMALL', 'SIGNS', 'SHELL',
            'CRACK', 'weld', 'is_closed', 'regions', 'regions_reference', 'flood', 'flood_reference', 'face_kinds',
-           'outer_parts', 'Plan', 'make_plan', 'patches', 'inside', 'across_openings']
+           'patches', 'outer_parts', 'Plan', 'make_plan', 'inside', 'across_openings']
 
 # %% ../nbs/06_sign.ipynb #a62f54ba
 from dataclasses import dataclass
@@ -161,7 +161,21 @@ def _normals(triangles):
 def _winding(points, vertices, faces, beta=2.0):
     return winding(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (points, vertices, faces)), beta).numpy()
 
-# %% ../nbs/06_sign.ipynb #a8057f2d
+# %% ../nbs/06_sign.ipynb #0bd1debf
+def patches(
+    vertices,  # (V,3)
+    faces,     # (F,3)
+) -> np.ndarray:
+    "Patch (F,) of each face: faces are joined where an edge, by place, belongs to just two."
+    f = weld(vertices)[faces]
+    a, b = f.ravel(), np.roll(f, -1, 1).ravel()
+    edge = np.minimum(a, b) * len(vertices) + np.maximum(a, b)
+    order = np.argsort(edge, kind='stable')
+    _, first, count = np.unique(edge[order], return_index=True, return_counts=True)
+    i, j = (order[first[count == 2] + k] // 3 for k in (0, 1))
+    return connected_components(coo_array((np.ones(len(i), bool), (i, j)), shape=(len(faces),) * 2), directed=False)[1]
+
+# %% ../nbs/06_sign.ipynb #349747fd
 INSETS = np.array([[.9, .05, .05], [.05, .9, .05], [.05, .05, .9]])
 LARGE, SMALL = 8, 4  # voxels: a face this long is looked at in four places; a buried piece is no larger than that when it is left out
 
@@ -171,30 +185,48 @@ def outer_parts(
     which,     # (F,) bool: those whose parts are wanted
     closed,    # From `is_closed`
     kind,      # (F,) from `face_kinds`
+    patch,     # (F,) from `patches`
     step,      # edge of a voxel
 ) -> tuple:
     "Vertices and faces of what is not buried of `which`: the very same arrays where nothing is."
-    t, kind, done = vertices[faces[which]], kind[which], []
-    longest = lambda t: np.linalg.norm(np.roll(t, -1, 1) - t, axis=2).max(1)
+    same = vertices, faces if which.all() else faces[which]
+    t, own, middle, done, whole = vertices[same[1]], patch[which], kind[which] == BURIED, [], True
+    if not middle.any() and not (_longest(t) > LARGE * step).any(): return same
+    boxes = _boxes(vertices[faces], patch)
     buried = lambda t, w: face_kinds(vertices, faces, closed, (t[:, None] * w[None, :, :, None]).sum(2).reshape(-1, 3),
                                      np.repeat(_normals(t), len(w), 0)).reshape(len(t), len(w)) == BURIED
-    middle = kind == BURIED
-    if not middle.any() and not (longest(t) > LARGE * step).any(): return vertices, faces if which.all() else faces[which]
-    whole = True
     while len(t):
-        size = longest(t)
-        ask = (middle | (size > LARGE * step)) & (size > step)
-        corners = np.repeat(middle[:, None], 3, 1)
+        size, corners = _longest(t), np.repeat(middle[:, None], 3, 1)
+        large = size > LARGE * step
+        large[large] = _reached(t[large], own[large], boxes)
+        ask = (middle | large) & (size > step)
         corners[ask] = buried(t[ask], INSETS)
         some, every = middle | corners.any(1), middle & corners.all(1)
-        cut = some & (size > np.where(every, SMALL, 1) * step)
-        done.append(t[~some | (~every & ~cut)])
-        whole &= not some.any()
-        t = _halves(t[cut])
+        cut = large | (some & (size > np.where(every, SMALL, 1) * step))
+        done.append(t[~cut & ~every]); whole &= not some.any()
+        t, own = _halves(t[cut]), np.tile(own[cut], 2)
         middle = buried(t, np.full((1, 3), 1/3))[:, 0]
-    if whole: return vertices, faces if which.all() else faces[which]
     t = np.concatenate(done)
-    return t.reshape(-1, 3), np.arange(3 * len(t)).reshape(-1, 3)
+    return same if whole else (t.reshape(-1, 3), np.arange(3 * len(t)).reshape(-1, 3))
+
+def _longest(t): return np.linalg.norm(np.roll(t, -1, 1) - t, axis=2).max(1) if len(t) else np.zeros(0)
+
+def _boxes(triangles, patch):
+    "Lowest and highest corner (P,3) of each patch."
+    lo, hi = np.full((2, patch.max() + 1, 3), np.inf) * [[[1]], [[-1]]]
+    np.minimum.at(lo, patch, triangles.min(1)); np.maximum.at(hi, patch, triangles.max(1))
+    return lo, hi
+
+def _reached(t, own, boxes):
+    "Does the box about each triangle (N,3,3) meet that of a patch other than its own?"
+    (lo, hi), out = boxes, np.zeros(len(t), bool)
+    rows = max(1, 2**22 // len(lo))
+    for i in range(0, len(t), rows):
+        low, high = t[i:i+rows].min(1)[:, None], t[i:i+rows].max(1)[:, None]
+        meets = ((low <= hi) & (high >= lo)).all(2)
+        meets[np.arange(len(meets)), own[i:i+rows]] = False
+        out[i:i+rows] = meets.any(1)
+    return out
 
 def _halves(t):
     "Triangles (2N,3,3): each cut across its longest edge."
@@ -202,7 +234,7 @@ def _halves(t):
     a, b, c = np.take_along_axis(t, k[..., None], 1).swapaxes(0, 1)
     return np.concatenate([np.stack([a, (a + b) / 2, c], 1), np.stack([(a + b) / 2, b, c], 1)])
 
-# %% ../nbs/06_sign.ipynb #e176aafa
+# %% ../nbs/06_sign.ipynb #d2ec2f4a
 SIGNS = ('auto', 'winding', 'flood', 'unsigned')
 SHELL = 1.0        # half-thickness of the shell about a sheet, in voxels; from √3/2 on it has no holes
 
@@ -234,14 +266,14 @@ def make_plan(
     kind, area = face_kinds(vertices, faces, closed), np.linalg.norm(_normals(vertices[faces]), axis=1)
     share = lambda mask: area[mask].sum() / area.sum()
     outer = kind == OUTER
-    patch = none.astype(int) if outer.all() else patches(vertices, faces)
+    patch = patches(vertices, faces) if not outer.all() or (_longest(vertices[faces]) > LARGE * step).any() else none.astype(int)
     winds = every if closed or not outer.any() else ~_mostly(patch, ~outer, area)
     shell = none if sign == 'winding' else _mostly(patch, kind == SHEET, area)
     buried = f"; {share(kind == BURIED):.0%} of the area is buried and left out" if share(kind == BURIED) > .005 else ""
     why = f"auto: {'closed' if closed else 'open'}, {share(kind == SHEET):.0%} of the area has outside on both sides{buried}"
     if share(shell) > .5 and holds and holds(): return Plan('flood', (vertices, faces), none, none, False, f"{flooded} ({why}, yet it encloses something)")
     if sign == 'auto' and not (outer & ~shell).any(): return Plan('none', None, every, none, closed, f"{shells} ({why})")
-    solid = outer_parts(vertices, faces, ~shell, closed, kind, step) if outer.any() else (vertices, faces)
+    solid = outer_parts(vertices, faces, ~shell, closed, kind, patch, step) if outer.any() else (vertices, faces)
     if sign == 'winding': return Plan('winding', solid, none, winds, closed, f"winding (as asked{buried})")
     if not shell.any(): return Plan('winding', solid, none, winds, closed, f"winding ({why})")
     return Plan('winding', solid, shell, winds, closed, f"winding, and {shells} about {share(shell):.0%} of the area ({why})")
@@ -250,19 +282,6 @@ def _mostly(patch, mask, area):
     "Faces of the patches whose area is mostly in `mask`."
     weight = lambda w: np.bincount(patch, w)
     return (weight(area * mask) > .5 * weight(area))[patch]
-
-def patches(
-    vertices,  # (V,3)
-    faces,     # (F,3)
-) -> np.ndarray:
-    "Patch (F,) of each face: faces are joined where an edge, by place, belongs to just two."
-    f = weld(vertices)[faces]
-    a, b = f.ravel(), np.roll(f, -1, 1).ravel()
-    edge = np.minimum(a, b) * len(vertices) + np.maximum(a, b)
-    order = np.argsort(edge, kind='stable')
-    _, first, count = np.unique(edge[order], return_index=True, return_counts=True)
-    i, j = (order[first[count == 2] + k] // 3 for k in (0, 1))
-    return connected_components(coo_array((np.ones(len(i), bool), (i, j)), shape=(len(faces),) * 2), directed=False)[1]
 
 # %% ../nbs/06_sign.ipynb #7c09a476
 def inside(
