@@ -7,6 +7,8 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check install
 
 # A checkout must have the C++ extension; SDFVQ_REQUIRE_EXT=0 goes on without a compiler, on the slow references.
 export SDFVQ_REQUIRE_EXT ?= 1
+# The CUDA kernels are built where there is a GPU to run them; SDFVQ_CUDA=1 builds them anyway.
+export SDFVQ_CUDA ?= $(if $(wildcard /dev/nvidiactl),,0)
 NATIVE := setup.py settings.ini pyproject.toml $(shell find csrc -type f)
 
 .DELETE_ON_ERROR:

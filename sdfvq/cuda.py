@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['ext', 'on_cuda', 'Memory', 'join_cuda', 'march_cuda', 'winding_cuda']
 
-# %% ../nbs/05_cuda.ipynb #4c5fa74c
+# %% ../nbs/05_cuda.ipynb #7debc800
 import importlib.util, warnings
 
 import torch
 from torch import Tensor
 
 from .core import InputError, check_shape, pack_keys
-from .geometry import _march_keys, check_soup, march, winding
+from .contour import march, march_keys
+from .geometry import check_beta, check_soup, winding
 from .ops import join, sorted_keys
 
 # %% ../nbs/05_cuda.ipynb #b98c50ec
@@ -77,7 +78,7 @@ def _refusal(check):
     except InputError as e: return e
     return RuntimeError("a CUDA kernel refused its input, the check did not; please report this")
 
-# %% ../nbs/05_cuda.ipynb #d85cbc78
+# %% ../nbs/05_cuda.ipynb #eec9991f
 @on_cuda(march)
 def march_cuda(coords, sdf, level, table):
     "`march` by words of 32 voxels."
@@ -85,18 +86,18 @@ def march_cuda(coords, sdf, level, table):
     sdf = check_shape(sdf, str(len(coords)), 'sdf', (torch.float32,)).contiguous()
     table = check_shape(table, '256 K', 'table', (torch.int8,)).to(coords.device, non_blocking=True).contiguous()
     (fault, *where), memory = _call(ext.march, coords.device, coords, sdf, len(coords), level, table, table.shape[1])
-    if fault: raise _refusal(lambda: _march_keys(coords, sdf))
+    if fault: raise _refusal(lambda: march_keys(coords, sdf))
     vertices, n_vertices, faces, n_faces = where
     return memory.take(vertices, torch.float64, n_vertices, 3), memory.take(faces, torch.int64, n_faces, 3)
 
-# %% ../nbs/05_cuda.ipynb #fbcf68b6
+# %% ../nbs/05_cuda.ipynb #d2cdf3ba
 @on_cuda(winding)
-def winding_cuda(points, vertices, faces):
+def winding_cuda(points, vertices, faces, beta=2.0):
     "`winding` by a tree that 32 points at a time walk through."
-    check_soup(points, vertices, faces)
+    check_soup(points, vertices, faces); check_beta(beta)
     out = points.new_zeros(len(points))
     if not len(points) or not len(faces): return out
     points, vertices, faces = (x.contiguous() for x in (points, vertices, faces))
     point_box, mesh_box = (torch.stack(torch.aminmax(x, dim=0)) for x in (points, vertices))
-    _call(ext.winding, points.device, points, point_box, len(points), vertices, mesh_box, faces, len(faces), out)
+    _call(ext.winding, points.device, points, point_box, len(points), vertices, mesh_box, faces, len(faces), beta, out)
     return out

@@ -51,7 +51,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
 }
 CORE_NEVER = {'fastai', 'transformers'}                     # `Only` speaks of our modules; core has this besides
 ALONE = {'transformers': {'vl'}, 'peft': {'vl'}}            # package: the only modules that import it
-LATE = {('ops', 'kernels')}                                 # the one load of a later room, by name at the first CUDA call
+LATE = {('ops', 'kernels'), ('ops', 'cuda')}                 # loads of a later room, by name at the first CUDA call
 FREE = {'_C', '_cuda'}                                      # the extensions are no rooms
 
 def number(source):

@@ -50,7 +50,7 @@ static bool make_words(const int32_t *coords, const float *sdf, int64_t n, doubl
   bool finite = true;
   for (int64_t i = begin; i < end;) {
     const int32_t *c = coords + 3 * i;
-    if (uint32_t(c[0] | c[1] | c[2]) >> 16) return false;
+    if (uint32_t(c[0] | c[1] | c[2]) >> 15) return false;
     Word w{word_key(c), 0, 0, int32_t(i), 0, 0, {0, 0, 0}};
     if (w.key <= last) return false;
     last = w.key;

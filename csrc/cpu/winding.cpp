@@ -156,7 +156,6 @@ static void winding(const double *points, int64_t n, const Mesh &mesh, double be
 void bind_winding(py::module_ &m) {
   m.def("winding", [](py::array_t<double, py::array::c_style> points, py::array_t<double, py::array::c_style> vertices,
                       py::array_t<int64_t, py::array::c_style> faces, double beta, int threads) {
-    if (!(beta >= 1)) throw std::invalid_argument("winding: beta must be at least 1");
     const int64_t n = points.shape(0);
     const Mesh mesh{vertices.data(), vertices.shape(0), faces.data(), faces.shape(0)};
     py::array_t<double> out(n);

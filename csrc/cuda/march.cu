@@ -90,7 +90,7 @@ __global__ static void read_rows(const int32_t *coords, const float *sdf, int64_
     const Key key = key_of(x[k], y[k], z[k]);
     const Key up = __shfl_up_sync(ALL, key, 1), before = lane ? up : last;
     last = __shfl_sync(ALL, key, 31);
-    if (here && !(in_range(x[k]) & in_range(y[k]) & in_range(z[k]))) wrong |= RANGE;
+    if (here && unsigned(x[k] | y[k] | z[k]) >> 15) wrong |= RANGE;
     if (here && key <= before) wrong |= ORDER;
     if (here && !isfinite(s[k])) wrong |= FINITE;
     const bool begins = here && key >> 5 != before >> 5;

@@ -49,10 +49,10 @@ PYBIND11_MODULE(_cuda, m) {
     return py::make_tuple(s.fault, number(s.vertices), s.n_vertices, number(s.faces), s.n_faces);
   });
   m.def("winding", [](int device, uintptr_t stream, py::object alloc, uintptr_t points, uintptr_t point_box, int64_t n,
-                      uintptr_t vertices, uintptr_t mesh_box, uintptr_t faces, int64_t n_faces, uintptr_t out) {
+                      uintptr_t vertices, uintptr_t mesh_box, uintptr_t faces, int64_t n_faces, double beta, uintptr_t out) {
     run("winding", device, stream, alloc, [&](const Gpu &gpu) {
       winding_cuda(gpu, pointer<double>(points), pointer<double>(point_box), n, pointer<double>(vertices), pointer<double>(mesh_box),
-                   pointer<int64_t>(faces), n_faces, pointer<double>(out));
+                   pointer<int64_t>(faces), n_faces, beta, pointer<double>(out));
     });
   });
 }

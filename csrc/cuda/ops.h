@@ -32,8 +32,9 @@ struct SurfaceCuda {
 SurfaceCuda march_cuda(const Gpu &gpu, const int32_t *coords, const float *sdf, int64_t n, double level, const int8_t *table,
                        int64_t width);
 
-// points: [P, 3].  vertices: [V, 3].  faces: [F, 3], in range.  point_box, mesh_box: [2, 3] lowest and highest.  out: [P].
+// points: [P, 3].  vertices: [V, 3].  faces: [F, 3], in range.  point_box, mesh_box: [2, 3] lowest and highest.  beta: a cluster of
+// faces is far beyond this many of its radii.  out: [P].
 void winding_cuda(const Gpu &gpu, const double *points, const double *point_box, int64_t n, const double *vertices,
-                  const double *mesh_box, const int64_t *faces, int64_t n_faces, double *out);
+                  const double *mesh_box, const int64_t *faces, int64_t n_faces, double beta, double *out);
 
 }  // namespace sdfvq

@@ -12,7 +12,6 @@
 namespace sdfvq {
 
 static constexpr int LEAF = 8;          // faces in a leaf at most
-static constexpr float FAR = 2.0f;      // a cluster is far beyond this many of its radii
 static constexpr float FLAT = 1e-6f;    // a point nearer to a face's plane than this, to its farthest corner, sees nothing of it
 static constexpr double DISTANT = 1e6;  // from so many sizes of the mesh on all see nothing, and float32 would overflow
 static constexpr unsigned ALL = ~0u;
@@ -187,7 +186,7 @@ __device__ static float lowest(float v) {
 // One warp per 32 points. Node k (from 1: children 2k and 2k + 1) is followed, its subtree done, by node k + 1 less its trailing zeros:
 // the walk needs no stack.
 __global__ static void walk(const double *points, const int32_t *order, int64_t n, const double *box, Tree tree,
-                            const Cluster *__restrict__ clusters, const Corners *__restrict__ corners, double *out) {
+                            const Cluster *__restrict__ clusters, const Corners *__restrict__ corners, float beta, double *out) {
   const int64_t i = thread_index();
   if (i - (threadIdx.x & 31) >= n) return;  // whole warps only
   const int64_t own = order[min(i, n - 1)];
@@ -204,7 +203,7 @@ __global__ static void walk(const double *points, const int32_t *order, int64_t 
   do {
     const Cluster c = clusters[k - 1];
     const float cx = float(c.centre[0] - centre.x), cy = float(c.centre[1] - centre.y), cz = float(c.centre[2] - centre.z);
-    const float near = FAR * c.radius + radius;
+    const float near = beta * c.radius + radius;
     const int level = 31 - __clz(int(k));
     if (cx * cx + cy * cy + cz * cz > near * near) {
       sums.add_far(c, {cx - px, cy - py, cz - pz});
@@ -228,7 +227,7 @@ __global__ static void walk(const double *points, const int32_t *order, int64_t 
 }
 
 void winding_cuda(const Gpu &gpu, const double *points, const double *point_box, int64_t n, const double *vertices,
-                  const double *mesh_box, const int64_t *faces, int64_t n_faces, double *out) {
+                  const double *mesh_box, const int64_t *faces, int64_t n_faces, double beta, double *out) {
   if (n > INT32_MAX || n_faces > INT32_MAX) throw std::invalid_argument("winding: more than 2^31 - 1 points or faces");
   if (!n) return;
   begin(gpu);
@@ -243,7 +242,7 @@ void winding_cuda(const Gpu &gpu, const double *points, const double *point_box,
   launch(gpu, make_leaves, leaves, Mesh{vertices, 0, faces, n_faces}, mesh_box, order, tree, clusters, bounds, corners);
   for (int64_t nodes = leaves / 2; nodes; nodes /= 2) launch(gpu, make_level, nodes, nodes, clusters, bounds);
   const int32_t *turn = z_ordered(gpu, points, nullptr, n, point_box);
-  launch(gpu, walk, n, points, turn, n, mesh_box, tree, clusters, corners, out);
+  launch(gpu, walk, n, points, turn, n, mesh_box, tree, clusters, corners, float(beta), out);
 }
 
 }  // namespace sdfvq
