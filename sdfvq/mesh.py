@@ -14,13 +14,14 @@ import trimesh
 
 from .core import InputError, Transform, check_output, atomic_write
 
-# %% ../nbs/10_mesh.ipynb #1fe1226b
+# %% ../nbs/10_mesh.ipynb #ea89c906
 def make_mesh(
     vertices,  # (V,3)
     faces,     # (F,3)
+    normals=None, # (V,3) of the vertices; None: trimesh makes them from the faces' when asked
 ) -> trimesh.Trimesh:
     "A mesh with exactly these vertices and faces: trimesh merges and drops nothing."
-    return trimesh.Trimesh(np.asarray(vertices, np.float64), np.asarray(faces, np.int64), process=False, validate=False)
+    return trimesh.Trimesh(np.asarray(vertices, np.float64), np.asarray(faces, np.int64), vertex_normals=normals, process=False, validate=False)
 
 def sphere(r: float = 1.0, subdivisions: int = 4) -> trimesh.Trimesh:
     "Icosphere of radius `r`, 20·4ˢ faces, corners on the sphere."

@@ -196,13 +196,19 @@ def _encloses(vertices, faces, resolution, gap):
     near = d > gap / 2
     return inner[near].mean() > .25 if near.any() else False
 
-# %% ../nbs/11_voxelize.ipynb #bb76dc10
+# %% ../nbs/11_voxelize.ipynb #22393d31
 def march(
     sdf: SparseSDF,
-    level: float = 0.0,  # In truncation units: positive grows the solid, negative shrinks it
+    level: float = 0.0,    # In truncation units: positive grows the solid, negative shrinks it
+    normals: bool = False, # Give the vertices the normals of the field, not of the faces
 ) -> trimesh.Trimesh:
     "Surface of the field at `level`, in the input's own units and place; welded, facing out, open only where the field ends."
     if not -1 < level < 1: raise InputError(f"level must lie between -1 and 1 (truncation units), got {level}")
     coords, values = (torch.from_numpy(np.ascontiguousarray(x)) for x in (sdf.coords, sdf.sdf))
     v, f = contour.march(coords, values, float(level), contour.march_table())
-    return make_mesh(sdf.transform.to_world(voxel_to_cube(v.numpy(), sdf.resolution, sdf.grid)), f.numpy())
+    n = contour.gradient_normals(coords, values, v).numpy() if normals else None
+    first, second = voxel_to_cube(np.array([0., 1.]), sdf.resolution, sdf.grid)
+    v = v.numpy()
+    v *= (second - first) / sdf.transform.scale   # in place: at 1024³ there are millions
+    v += sdf.transform.to_world(np.full(3, first))
+    return make_mesh(v, f.numpy(), n)

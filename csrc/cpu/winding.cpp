@@ -12,7 +12,8 @@ namespace py = pybind11;
 namespace sdfvq {
 
 static constexpr int GROUP = 16;
-static constexpr double FLAT = 1e-14;  // a point in a face's plane sees nothing of it: on the face, the mean of its two sides
+static constexpr double BETA = 2.0, ROUGH = 1.25;  // a cluster is far beyond this many of its radii (the paper's beta)
+static constexpr double FLAT_FP32 = 4e-6, FLAT = 1e-14;  // a point in a face's plane sees nothing of it: on the face, the mean of its two sides
 
 struct Cluster {
   Vec3 centre{0, 0, 0}, vector{0, 0, 0};  // area-weighted centroid; sum of area vectors
@@ -25,45 +26,60 @@ struct Cluster {
   }
 };
 
+// Coordinates are about `origin`, so that fp32 has digits enough where that is used.
+template <class T>
 struct Group {
-  double x[GROUP], y[GROUP], z[GROUP];
-  double far[GROUP];               // sum of far solid angles
-  double re[GROUP], im[GROUP];     // near: unit complex number whose angle is the sum of half solid angles...
-  double turns[GROUP];             // ...and how often that sum passed +-pi
+  Vec3 origin;
+  T x[GROUP], y[GROUP], z[GROUP];
+  T far[GROUP];             // sum of far solid angles
+  T re[GROUP], im[GROUP];   // near: complex number whose angle is the sum of half solid angles...
+  T turns[GROUP];           // ...and how often that sum passed +-pi
 };
 
-SDFVQ_CLONES static void add_far(const Cluster &c, Group &g) {
-  const double trace = c.m[0] + c.m[1] + c.m[2];
+// A cluster about a group's origin, in the group's precision.
+template <class T>
+struct Moments {
+  T x, y, z, vx, vy, vz, trace, m[6];
+};
+
+template <class T>
+inline void far_angles(const Moments<T> &c, Group<T> &g) {
   for (int i = 0; i < GROUP; ++i) {
-    const double x = c.centre.x - g.x[i], y = c.centre.y - g.y[i], z = c.centre.z - g.z[i];
-    const double inv2 = 1 / (x * x + y * y + z * z), inv3 = inv2 * std::sqrt(inv2);
-    const double quad = c.m[0] * x * x + c.m[1] * y * y + c.m[2] * z * z + c.m[3] * x * y + c.m[4] * x * z + c.m[5] * y * z;
-    g.far[i] += inv3 * (c.vector.x * x + c.vector.y * y + c.vector.z * z + trace - 3 * quad * inv2);
+    const T x = c.x - g.x[i], y = c.y - g.y[i], z = c.z - g.z[i];
+    const T inv2 = 1 / (x * x + y * y + z * z), inv3 = inv2 * std::sqrt(inv2);
+    const T quad = c.m[0] * x * x + c.m[1] * y * y + c.m[2] * z * z + c.m[3] * x * y + c.m[4] * x * z + c.m[5] * y * z;
+    g.far[i] += inv3 * (c.vx * x + c.vy * y + c.vz * z + c.trace - 3 * quad * inv2);
   }
 }
 
 // Half a solid angle is the argument of a complex number; arguments add up where the numbers are multiplied. One atan2 per point
-// is left, at the end.
-SDFVQ_CLONES static void add_near(Vec3 a, Vec3 b, Vec3 c, Group &g) {
+// is left, at the end.  t: three corners about the group's origin.
+template <class T>
+inline void near_angles(const T *t, Group<T> &g) {
+  const T flat = sizeof(T) == 4 ? T(FLAT_FP32) : T(FLAT);
   for (int i = 0; i < GROUP; ++i) {
-    const double ax = a.x - g.x[i], ay = a.y - g.y[i], az = a.z - g.z[i];
-    const double bx = b.x - g.x[i], by = b.y - g.y[i], bz = b.z - g.z[i];
-    const double cx = c.x - g.x[i], cy = c.y - g.y[i], cz = c.z - g.z[i];
-    const double la = std::sqrt(ax * ax + ay * ay + az * az), lb = std::sqrt(bx * bx + by * by + bz * bz),
-                 lc = std::sqrt(cx * cx + cy * cy + cz * cz);
-    const double det = ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx);
-    const double volume = la * lb * lc;
-    const double den = volume + (ax * bx + ay * by + az * bz) * lc + (bx * cx + by * cy + bz * cz) * la +
-                       (cx * ax + cy * ay + cz * az) * lb;
-    const double solid = std::abs(det) > FLAT * volume ? 1.0 : 0.0;  // a factor, not a branch: the loop stays vectorised
-    const double u = solid * den + (1 - solid), v = solid * det;
-    const double re = g.re[i] * u - g.im[i] * v, im = g.re[i] * v + g.im[i] * u;
-    const double up = (v > 0) & (g.im[i] >= 0) & (im < 0) ? 1.0 : 0.0, down = (v < 0) & (g.im[i] < 0) & (im >= 0) ? 1.0 : 0.0;
+    const T ax = t[0] - g.x[i], ay = t[1] - g.y[i], az = t[2] - g.z[i];
+    const T bx = t[3] - g.x[i], by = t[4] - g.y[i], bz = t[5] - g.z[i];
+    const T cx = t[6] - g.x[i], cy = t[7] - g.y[i], cz = t[8] - g.z[i];
+    const T la = std::sqrt(ax * ax + ay * ay + az * az), lb = std::sqrt(bx * bx + by * by + bz * bz),
+            lc = std::sqrt(cx * cx + cy * cy + cz * cz);
+    const T det = ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx);
+    const T volume = la * lb * lc;
+    const T den = volume + (ax * bx + ay * by + az * bz) * lc + (bx * cx + by * cy + bz * cz) * la + (cx * ax + cy * ay + cz * az) * lb;
+    const T solid = std::abs(det) > flat * volume ? T(1) : T(0);  // a factor, not a branch: the loop stays vectorised
+    const T u = solid * den + (1 - solid), v = solid * det;
+    const T re = g.re[i] * u - g.im[i] * v, im = g.re[i] * v + g.im[i] * u;
+    const T up = (v > 0) & (g.im[i] >= 0) & (im < 0) ? T(1) : T(0), down = (v < 0) & (g.im[i] < 0) & (im >= 0) ? T(1) : T(0);
     g.turns[i] += up - down;
-    const double norm = 1 / (std::abs(re) + std::abs(im));  // only the angle counts
+    const T norm = 1 / (std::abs(re) + std::abs(im));  // only the angle counts
     g.re[i] = re * norm, g.im[i] = im * norm;
   }
 }
+
+SDFVQ_CLONES static void add_far(const Moments<double> &c, Group<double> &g) { far_angles(c, g); }
+SDFVQ_CLONES static void add_far(const Moments<float> &c, Group<float> &g) { far_angles(c, g); }
+SDFVQ_CLONES static void add_near(const double *t, Group<double> &g) { near_angles(t, g); }
+SDFVQ_CLONES static void add_near(const float *t, Group<float> &g) { near_angles(t, g); }
 
 static std::vector<Cluster> make_clusters(const Mesh &mesh, const Bvh &bvh, int threads) {
   std::vector<Cluster> all(bvh.boxes.size());
@@ -102,24 +118,34 @@ static std::vector<Cluster> make_clusters(const Mesh &mesh, const Bvh &bvh, int 
   return all;
 }
 
-static void walk(const Mesh &mesh, const Bvh &bvh, const std::vector<Cluster> &clusters, double beta, Group &g) {
-  Box box;
-  for (int i = 0; i < GROUP; ++i) box.add(Vec3{g.x[i], g.y[i], g.z[i]});
-  const Vec3 middle = box.centre(), half = 0.5 * (box.hi - box.lo);
-  const double radius = std::sqrt(dot(half, half));
+// scale: winding does not depend on size, and a mesh of size 1 stays within the range of fp32.
+template <class T>
+static void walk(const Mesh &mesh, const Bvh &bvh, const std::vector<Cluster> &clusters, double beta, double scale, Group<T> &g) {
+  T r2 = 0;
+  for (int i = 0; i < GROUP; ++i) r2 = std::max(r2, g.x[i] * g.x[i] + g.y[i] * g.y[i] + g.z[i] * g.z[i]);
+  const double radius = std::sqrt(double(r2)) / scale;
   std::pair<int, int64_t> stack[64];
   int top = 0;
   stack[top++] = {0, 0};
   while (top) {
     const auto [level, j] = stack[--top];
     const Cluster &c = clusters[Bvh::first(level) + j];
-    const Vec3 d = c.centre - middle;
+    const Vec3 d = c.centre - g.origin;
     const double near = beta * c.radius + radius;
     if (dot(d, d) > near * near) {
-      add_far(c, g);
+      const double s2 = scale * scale, s3 = s2 * scale;
+      Moments<T> m{T(scale * d.x), T(scale * d.y), T(scale * d.z), T(s2 * c.vector.x), T(s2 * c.vector.y), T(s2 * c.vector.z),
+                   T(s3 * (c.m[0] + c.m[1] + c.m[2])), {}};
+      for (int q = 0; q < 6; ++q) m.m[q] = T(s3 * c.m[q]);
+      add_far(m, g);
     } else if (level == bvh.levels) {
       for (int64_t i = bvh.begin(level, j); i < bvh.begin(level, j + 1); ++i) {
-        add_near(mesh.corner(bvh.order[i], 0), mesh.corner(bvh.order[i], 1), mesh.corner(bvh.order[i], 2), g);
+        T t[9];
+        for (int k = 0; k < 3; ++k) {
+          const Vec3 v = scale * (mesh.corner(bvh.order[i], k) - g.origin);
+          t[3 * k] = T(v.x), t[3 * k + 1] = T(v.y), t[3 * k + 2] = T(v.z);
+        }
+        add_near(t, g);
       }
     } else {
       stack[top++] = {level + 1, 2 * j}, stack[top++] = {level + 1, 2 * j + 1};
@@ -127,42 +153,57 @@ static void walk(const Mesh &mesh, const Bvh &bvh, const std::vector<Cluster> &c
   }
 }
 
-// points: [P, 3].  beta: a cluster is far beyond this many of its radii.  out: [P], 1 inside a closed surface with outward normals,
-// 0 outside.
-static void winding(const double *points, int64_t n, const Mesh &mesh, double beta, double *out, int threads) {
-  check_points(points, n, "winding");
-  mesh.check("winding");
-  std::fill(out, out + n, 0.0);
-  if (!mesh.n_faces) return;
+template <class T>
+static void walk_all(const double *points, int64_t n, const Mesh &mesh, double beta, double *out, int threads) {
   const double pi = 3.14159265358979323846;
   const Bvh bvh(mesh, 8, threads);
   const std::vector<Cluster> clusters = make_clusters(mesh, bvh, threads);
   const std::vector<int64_t> order = morton_order(points, n, threads);
+  const Vec3 size = bvh.boxes[0].hi - bvh.boxes[0].lo;
+  const double extent = greater(size.x, greater(size.y, size.z)), scale = extent > 0 ? 1 / extent : 1;
   parallel_for(n, 16 * GROUP, threads, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; k += GROUP) {
       const int m = int(std::min<int64_t>(GROUP, end - k));
-      Group g;
-      for (int i = 0; i < GROUP; ++i) {
+      const auto point = [&](int i) {
         const double *p = points + 3 * order[k + std::min(i, m - 1)];
-        g.x[i] = p[0], g.y[i] = p[1], g.z[i] = p[2], g.far[i] = g.im[i] = g.turns[i] = 0, g.re[i] = 1;
+        return Vec3{p[0], p[1], p[2]};
+      };
+      Box box;
+      for (int i = 0; i < m; ++i) box.add(point(i));
+      Group<T> g{};
+      g.origin = box.centre();
+      for (int i = 0; i < GROUP; ++i) {
+        const Vec3 p = scale * (point(i) - g.origin);
+        g.x[i] = T(p.x), g.y[i] = T(p.y), g.z[i] = T(p.z), g.re[i] = 1;
       }
-      walk(mesh, bvh, clusters, beta, g);
+      walk(mesh, bvh, clusters, beta, scale, g);
       for (int i = 0; i < m; ++i)
-        out[order[k + i]] = (g.far[i] + 2 * std::atan2(g.im[i], g.re[i]) + 4 * pi * g.turns[i]) / (4 * pi);
+        out[order[k + i]] = (g.far[i] + 2 * std::atan2(double(g.im[i]), double(g.re[i])) + 4 * pi * g.turns[i]) / (4 * pi);
     }
   });
 }
 
+// points: [P, 3].  rough: fp32, and clusters count as far from ROUGH radii on.  out: [P], 1 inside a closed surface with outward
+// normals, 0 outside.
+static void winding(const double *points, int64_t n, const Mesh &mesh, bool rough, double *out, int threads) {
+  check_points(points, n, "winding");
+  mesh.check("winding");
+  std::fill(out, out + n, 0.0);
+  if (!mesh.n_faces) return;
+  if (rough) walk_all<float>(points, n, mesh, ROUGH, out, threads);
+  else walk_all<double>(points, n, mesh, BETA, out, threads);
+}
+
 void bind_winding(py::module_ &m) {
   m.def("winding", [](py::array_t<double, py::array::c_style> points, py::array_t<double, py::array::c_style> vertices,
-                      py::array_t<int64_t, py::array::c_style> faces, double beta, int threads) {
+                      py::array_t<int64_t, py::array::c_style> faces, bool rough, int threads) {
     const int64_t n = points.shape(0);
     const Mesh mesh{vertices.data(), vertices.shape(0), faces.data(), faces.shape(0)};
     py::array_t<double> out(n);
     const double *in = points.data();
     double *w = out.mutable_data();
     py::gil_scoped_release release;
-    winding(in, n, mesh, beta, w, threads);
+    winding(in, n, mesh, rough, w, threads);
     return out;
   });
 }
