@@ -3,39 +3,100 @@
     python bench/quality.py FOLDER results.csv [--resolutions 256 512] [--workers 2] [--limit 20]
 
 A row is appended when its shape is done, and what has a row is skipped: stop and go on as you like. The summary is printed."""
-import argparse, csv, statistics, sys, time
+import argparse, csv, sys, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sdfvq.core import voxel_size
-from sdfvq.mesh import READ, box, load_mesh
-from sdfvq.metrics import compare, topology
+from sdfvq.geometry import closest_point
+from sdfvq.mesh import READ, box, load_mesh, make_mesh, merge
+from sdfvq.metrics import compare, sample_surface, topology
+from sdfvq.sign import make_plan
 from sdfvq.voxelize import march, voxelize
 
-COLUMNS = ('file', 'resolution', 'faces', 'closed', 'sign', 'chamfer', 'precision', 'recall', 'f', 'edge_manifold', 'components', 'seconds',
-           'error')
+COLUMNS = ('file', 'resolution', 'faces', 'closed', 'sign', 'chamfer', 'precision', 'recall', 'f', 'precision2', 'recall2', 'recall_outer',
+           'edge_manifold', 'components', 'thin', 'voted', 'agree', 'seconds', 'error')
+VOTES = 256  # largest resolution at which rays vote: theirs is a dense grid
 
 def measure(
     path, resolution,         # Mesh file, R
     samples: int = 100_000,   # On each surface
-    outer=None,               # mesh → mesh without its buried faces: what a closed shape is compared with; None: the mesh itself
 ) -> dict:
-    "The row of one shape: Chamfer distance in voxels, precision, recall and F-score at 1 voxel, seconds there and back."
+    "The row of one shape. A closed one is compared with the outer boundary of its solid, others with all that they are made of."
     mesh = load_mesh(path)
     start = time.perf_counter()
     sdf = voxelize(mesh, resolution=resolution)
     back = march(sdf)
     seconds = time.perf_counter() - start
-    closed = topology(mesh).watertight
-    true, voxel = outer(mesh) if outer and closed else mesh, voxel_size(resolution) / sdf.transform.scale
-    c = compare(true, back, samples, voxel=voxel, thresholds=(1,))
+    closed, h = topology(mesh).watertight, voxel_size(resolution)
+    vertices, faces = sdf.transform.to_cube(mesh.vertices), np.asarray(mesh.faces, np.int64)
+    true = make_mesh(*make_plan(vertices, faces, 'winding', h).solid) if closed else make_mesh(vertices, faces)
+    cube = make_mesh(sdf.transform.to_cube(back.vertices), back.faces)
+    c = compare(true, cube, samples, voxel=h, thresholds=(1, 2))
+    row = dict(faces=len(faces), closed=closed, sign=sdf.sign, chamfer=c.chamfer_voxels, precision=c.precision[0], recall=c.recall[0], f=c.f1,
+               precision2=c.precision[1], recall2=c.recall[1], thin=thin_share(true, h) if closed else '', seconds=seconds)
+    if not closed:  # what is buried cannot come back
+        plan = make_plan(vertices, faces, 'auto', h)
+        parts = [(vertices, faces[plan.shell])] + ([plan.solid] if plan.solid else [])
+        outer = merge([make_mesh(*p) for p in parts])
+        row['recall_outer'] = compare(outer, cube, samples // 2, voxel=h, thresholds=(1,)).recall[0]
+    if resolution <= VOTES and not sdf.sign.startswith('unsigned'):
+        row['voted'], row['agree'] = vote(mesh, vertices, faces, sdf, resolution)
     t = topology(back)
-    return dict(faces=len(mesh.faces), closed=closed, sign=sdf.sign, chamfer=c.chamfer_voxels, precision=c.precision[0], recall=c.recall[0],
-                f=c.f1, edge_manifold=t.edge_manifold, components=t.components, seconds=seconds)
+    return row | dict(edge_manifold=t.edge_manifold, components=t.components)
+
+def thin_share(mesh, h, samples=20_000):
+    "Share of the surface where the wall is thinner than two voxels: a voxel deep, the nearest face looks the other way."
+    points, face = sample_surface(mesh, samples)
+    v, f = np.asarray(mesh.vertices), np.asarray(mesh.faces)
+    n = np.cross(v[f[:, 1]] - v[f[:, 0]], v[f[:, 2]] - v[f[:, 0]])
+    n /= np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-300)
+    inward = -np.sign(mesh.volume) * n[face]
+    d, hit = (x.numpy() for x in closest_point(*map(torch.from_numpy, (points + h * inward, v, f))))
+    return float(((d < .999 * h) & ((n[face] * n[hit]).sum(1) < -.5)).mean())
+
+def vote(mesh, vertices, faces, sdf, resolution):
+    "Share of the band where rays both ways along all axes agree on inside, and on what share of that the field agrees with them."
+    if ', and unsigned' in sdf.sign: sdf = voxelize(mesh, resolution=resolution, sign='winding')  # rays know of no shell
+    along = [crossings(vertices, faces, resolution, axis) for axis in range(3)]
+    at = tuple(sdf.coords.T)
+    ways = [w for axis, (before, total) in enumerate(along)
+            for w in (before[at] != 0, before[at] != total[tuple(np.delete(sdf.coords, axis, 1).T)])]
+    votes = np.sum(ways, 0)
+    sure = (votes == 0) | (votes == 6)
+    return float(sure.mean()), float(((votes == 6) == (sdf.sdf < 0))[sure].mean()) if sure.any() else ''
+
+def crossings(vertices, faces, R, axis):
+    "Sum of signed crossings (R,R,R) before each voxel along `axis`, and (R,R) in all: the rays run through the centres, less a hair."
+    u, v = (k for k in range(3) if k != axis)
+    t = (vertices[faces] + 1) * (R / 2) - .5                                       # in voxels, centres at whole numbers
+    t[:, :, u] += 1.1e-6; t[:, :, v] += 1.7e-6                                     # no ray hits an edge
+    lo, hi = (np.ceil(t.min(1)).astype(int).clip(0, R), (np.floor(t.max(1)).astype(int) + 1).clip(0, R))
+    size = (hi - lo).clip(0)
+    before, total = np.zeros((R,) * 3, np.int16), np.zeros((R, R), np.int32)
+    count = size[:, u] * size[:, v]
+    for part in np.split(np.arange(len(t)), np.searchsorted(np.cumsum(count), np.arange(2**22, count.sum(), 2**22))):
+        face = np.repeat(part, count[part])
+        k = np.arange(len(face)) - np.repeat(np.cumsum(count[part]) - count[part], count[part])
+        i, j = lo[face, u] + k // size[face, v].clip(1), lo[face, v] + k % size[face, v].clip(1)
+        a, b, c = t[face].swapaxes(0, 1)
+        cross = lambda p, q: (p[:, u] - i) * (q[:, v] - j) - (p[:, v] - j) * (q[:, u] - i)
+        w = np.stack([cross(b, c), cross(c, a), cross(a, b)])
+        hit = (w > 0).all(0) | (w < 0).all(0)
+        w, i, j, z = w[:, hit], i[hit], j[hit], np.stack([a, b, c])[:, hit, axis]
+        area = w.sum(0)
+        at, sign = np.ceil((w * z).sum(0) / area).astype(int), np.sign(area).astype(np.int16)
+        np.add.at(total, (i, j), sign)
+        first = at.clip(0, R); inside = first < R
+        place = [None] * 3
+        place[u], place[v], place[axis] = i[inside], j[inside], first[inside]
+        np.add.at(before, tuple(place), sign[inside])
+    return before.cumsum(axis, dtype=np.int16), total
 
 def warm_up(threads):
     "What a process does only once is not a shape's time."
@@ -47,23 +108,29 @@ def read_rows(path):
     with open(path, newline='', encoding='utf-8') as f: return list(csv.DictReader(f))
 
 def summary(rows):
-    "One Markdown line for each folder, resolution, and closed or open."
+    "One Markdown line for each folder, resolution and kind of shape; how inside was told; what rays say of the signs."
     groups = {}
     for r in rows:
-        kind = 'failed' if r['error'] else 'closed' if r['closed'] == 'True' else 'open'
+        thick = r['closed'] == 'True' and float(r['thin']) == 0
+        kind = 'failed' if r['error'] else 'closed, no wall under 2 voxels' if thick else 'closed, thin walls' if r['closed'] == 'True' else \
+               f"open or overlapping: {r['sign'].split(' (')[0].split(',')[0]}" + (' and shells' if ', and unsigned' in r['sign'] else '')
         groups.setdefault((Path(r['file']).parent.as_posix(), int(r['resolution']), kind), []).append(r)
-    head = ['folder', 'R', 'kind', 'shapes', 'Chamfer, median', 'Chamfer, worst', 'precision', 'recall', 'F, mean', 'F, worst',
-            'edge-manifold', 'seconds, median']
-    lines = [head, ['---'] * len(head)]
+    lines = [['folder', 'R', 'kind', 'shapes', 'Chamfer, median', '95 %', 'worst', 'precision', 'recall', 'F, mean', 'F, worst', 'precision, 2 voxels',
+              'recall, 2 voxels', 'recall of what is not buried', 'edge-manifold', 'empty', 'seconds, median', 'rays agree', 'in shapes at 99.5 %']]
+    lines.append(['---'] * len(lines[0]))
     for (folder, R, kind), group in sorted(groups.items()):
         cells = [folder, R, kind, len(group)]
         if kind != 'failed':
-            col = lambda k: [float(r[k]) for r in group]
-            manifold = sum(r['edge_manifold'] == 'True' for r in group) / len(group)
-            cells += [f"{statistics.median(col('chamfer')):.4f}", f"{max(col('chamfer')):.4f}", f"{statistics.mean(col('precision')):.2%}",
-                      f"{statistics.mean(col('recall')):.2%}", f"{statistics.mean(col('f')):.2%}", f"{min(col('f')):.2%}",
-                      f'{manifold:.1%}', f"{statistics.median(col('seconds')):.2f}"]
-        lines.append(cells + [''] * (len(head) - len(cells)))
+            col = lambda k: np.array([float(r[k]) for r in group])
+            mean = lambda k: f'{col(k).mean():.2%}'
+            ok, agree = np.isfinite(col('chamfer')), np.array([float(r['agree']) for r in group if r['agree']])
+            d = col('chamfer')[ok] if ok.any() else np.zeros(1)
+            cells += [f'{np.median(d):.4f}', f'{np.quantile(d, .95):.4f}', f'{d.max():.4f}', mean('precision'), mean('recall'), mean('f'),
+                      f"{col('f').min():.2%}", mean('precision2'), mean('recall2'),
+                      mean('recall_outer') if group[0]['recall_outer'] else '',
+                      f"{np.mean([r['edge_manifold'] == 'True' for r in group]):.1%}", int((~ok).sum()), f"{np.median(col('seconds')):.2f}",
+                      f'{agree.mean():.3%}' if len(agree) else '', f'{(agree >= .995).mean():.1%}' if len(agree) else '']
+        lines.append(cells + [''] * (len(lines[0]) - len(cells)))
     return '\n'.join(f"| {' | '.join(map(str, c))} |" for c in lines)
 
 def main():

@@ -13,7 +13,7 @@ namespace sdfvq {
 
 static constexpr int GROUP = 16;
 static constexpr double BETA = 2.0, ROUGH = 1.25;  // a cluster is far beyond this many of its radii (the paper's beta)
-static constexpr double FLAT_FP32 = 4e-6, FLAT = 1e-14;  // a point in a face's plane sees nothing of it: on the face, the mean of its two sides
+static constexpr double FLAT_FP32 = 1e-5, FLAT = 1e-14;  // a point in a face's plane sees nothing of it: on the face, the mean of its two sides
 
 struct Cluster {
   Vec3 centre{0, 0, 0}, vector{0, 0, 0};  // area-weighted centroid; sum of area vectors
