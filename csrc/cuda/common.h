@@ -33,6 +33,9 @@ T *make_filled(const Gpu &gpu, int64_t count, int byte) {
   return p;
 }
 
+// The stream may still use it: torch hands it out again only to what comes later on the same stream.
+inline void drop(const Gpu &gpu, void *p) { gpu.free(p); }
+
 // Waits for the stream and copies one value from the device.
 template <class T>
 T read(const Gpu &gpu, const T *p) {

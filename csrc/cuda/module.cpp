@@ -24,6 +24,9 @@ static auto run(const char *op, int device, uintptr_t stream, const py::object &
   const Gpu gpu{op, device, pointer<void>(stream), [&](size_t bytes) {
     py::gil_scoped_acquire acquire;
     return pointer<void>(alloc(bytes).cast<uintptr_t>());
+  }, [&](void *p) {
+    py::gil_scoped_acquire acquire;
+    alloc.attr("free")(number(p));
   }};
   py::gil_scoped_release release;
   return fn(gpu);
@@ -54,5 +57,12 @@ PYBIND11_MODULE(_cuda, m) {
       winding_cuda(gpu, pointer<double>(points), pointer<double>(point_box), n, pointer<double>(vertices), pointer<double>(mesh_box),
                    pointer<int64_t>(faces), n_faces, beta, pointer<double>(out));
     });
+  });
+  m.def("voxelize", [](int device, uintptr_t stream, py::object alloc, uintptr_t vertices, uintptr_t faces, int64_t n_faces,
+                       int resolution, double band) {
+    const BandCuda b = run("voxelize", device, stream, alloc, [&](const Gpu &gpu) {
+      return voxelize_cuda(gpu, pointer<double>(vertices), pointer<int64_t>(faces), n_faces, resolution, band);
+    });
+    return py::make_tuple(number(b.coords), number(b.distance), b.n);
   });
 }

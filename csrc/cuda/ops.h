@@ -13,6 +13,7 @@ struct Gpu {
   int device;
   void *stream;
   std::function<void *(size_t)> alloc;  // bytes -> device pointer, aligned to 256
+  std::function<void(void *)> free;     // what is not needed to the end of the call
 };
 
 // What is wrong with the arrays, found on the device on the way; 0 is nothing. The caller says it in words.
@@ -36,5 +37,14 @@ SurfaceCuda march_cuda(const Gpu &gpu, const int32_t *coords, const float *sdf, 
 // faces is far beyond this many of its radii.  out: [P].
 void winding_cuda(const Gpu &gpu, const double *points, const double *point_box, int64_t n, const double *vertices,
                   const double *mesh_box, const int64_t *faces, int64_t n_faces, double beta, double *out);
+
+struct BandCuda {
+  int64_t n = 0;
+  int32_t *coords = nullptr;  // [N, 3], sorted
+  float *distance = nullptr;  // [N]
+};
+
+// vertices: [V, 3].  faces: [F, 3], in range.  band: in voxels.  Scratch grows with the faces, the result and (resolution / 8)^3.
+BandCuda voxelize_cuda(const Gpu &gpu, const double *vertices, const int64_t *faces, int64_t n_faces, int resolution, double band);
 
 }  // namespace sdfvq
