@@ -42,18 +42,19 @@ Overwrite = Annotated[bool, typer.Option('--overwrite', help='Replace existing o
 Model = Annotated[Path, typer.Option('--model', '-m', help='Run folder or checkpoint that `sdfvq train` wrote.')]
 Level = Annotated[float, typer.Option(help='SDF value of the surface, in truncation units: 0.2 is 0.2 · band voxels outside.')]
 
-# %% ../nbs/70_cli.ipynb #d51d4c57
+# %% ../nbs/70_cli.ipynb #c0c1ebb7
 @app.command()
 def voxelize(mesh: Annotated[Path, typer.Argument(help='glb, gltf, obj, ply, stl, off or dae.')], output: Output,
              resolution: Annotated[int, typer.Option(help='Edge of the voxel grid.')] = 256,
              band: Annotated[float, typer.Option(help='Half-width of the band, in voxels.')] = 4.0,
-             sign: Annotated[str, typer.Option(help='auto, winding or unsigned.')] = 'auto', overwrite: Overwrite = False):
+             sign: Annotated[str, typer.Option(help='How inside is told: auto, as the mesh asks for; winding, by winding number; flood, what water from outside does not reach; unsigned, a shell about all faces.')] = 'auto',
+             gap: Annotated[float, typer.Option(help='Openings narrower than this many voxels hold a flood back.')] = 2.0, overwrite: Overwrite = False):
     "A mesh as a narrow-band sparse SDF (.npz)."
     from sdfvq.mesh import load_mesh
     from sdfvq.voxelize import voxelize
     check_output(output, overwrite)
     m = load_mesh(mesh)
-    with errors.status(f'voxelizing {len(m.faces):,} faces at {resolution}³'): sdf = voxelize(m, None, resolution, band, sign)
+    with errors.status(f'voxelizing {len(m.faces):,} faces at {resolution}³'): sdf = voxelize(m, None, resolution, band, sign, gap=gap)
     sdf.save(output, overwrite)
     _say(f'{output}: {len(sdf.coords):,} voxels at {resolution}³, sign {sdf.sign}')
 

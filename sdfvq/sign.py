@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAFETY', 'OUTER', 'BURIED', 'SHEET', 'THIN', 'EPS', 'SURE', 'INSETS', 'LARGE', 'SMALL', 'SIGNS', 'SHELL', 'CRACK',
            'weld', 'is_closed', 'regions', 'regions_reference', 'flood', 'flood_reference', 'face_kinds', 'patches',
-           'outer_parts', 'Plan', 'make_plan', 'inside', 'across_openings']
+           'oriented', 'outer_parts', 'Plan', 'make_plan', 'inside', 'across_openings']
 
 # %% ../nbs/06_sign.ipynb #a62f54ba
 from dataclasses import dataclass
@@ -175,6 +175,37 @@ def patches(
     _, first, count = np.unique(edge[order], return_index=True, return_counts=True)
     i, j = (order[first[count == 2] + k] // 3 for k in (0, 1))
     return connected_components(coo_array((np.ones(len(i), bool), (i, j)), shape=(len(faces),) * 2), directed=False)[1]
+
+# %% ../nbs/06_sign.ipynb #acd7b2f4
+def oriented(
+    vertices,  # (V,3)
+    faces,     # (F,3)
+) -> np.ndarray:
+    "Faces (F,3) wound as their neighbours are, where that can be: the very same array where none is turned, and of a closed mesh."
+    if is_closed(vertices, faces): return faces
+    f, area = weld(vertices)[faces], np.linalg.norm(_normals(vertices[faces]), axis=1)
+    turn = _turned(f, np.arange(len(f)), area)
+    turn ^= _turned(np.where(turn[:, None], f[:, ::-1], f), patches(vertices, faces), area)
+    return np.where(turn[:, None], faces[:, ::-1], faces) if turn.any() else faces
+
+def _turned(faces, part, area):
+    "Faces (F,) bool of the parts to turn, so that two that are unbalanced at an edge balance each other."
+    a, b, part3, n = faces.ravel(), np.roll(faces, -1, 1).ravel(), np.repeat(part, 3), part.max() + 1
+    lo, hi = np.minimum(a, b), np.maximum(a, b)
+    order = np.lexsort((part3, hi, lo))
+    rows = np.stack([lo, hi, part3])[:, order]
+    begins = lambda x: np.flatnonzero(np.r_[True, (x[:, 1:] != x[:, :-1]).any(0)][:x.shape[1]])
+    start = begins(rows)                                                     # of a part at an edge
+    net = np.add.reduceat(np.sign(b - a)[order], start)
+    rows, net = rows[:, start[net != 0]], net[net != 0]
+    edge = begins(rows[:2])
+    i = edge[np.diff(np.r_[edge, len(net)]) == 2]
+    i = i[abs(net[i]) == abs(net[i + 1])]
+    p, q, clash = rows[2, i], rows[2, i + 1], n * (net[i] == net[i + 1])
+    links = np.r_[p, p + n], np.r_[q + clash, q + n - clash]                 # each part is there twice: as it is, and turned
+    asis, over = connected_components(coo_array((np.ones(2 * len(i), bool), links), shape=(2 * n,) * 2), directed=False)[1].reshape(2, n)
+    kept = np.bincount(asis, np.bincount(part, area, n), 2 * n)
+    return ((asis != over) & ((kept[asis] < kept[over]) | ((kept[asis] == kept[over]) & (asis > over))))[part]
 
 # %% ../nbs/06_sign.ipynb #349747fd
 INSETS = np.array([[.9, .05, .05], [.05, .9, .05], [.05, .05, .9]])

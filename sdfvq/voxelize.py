@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERSION', 'PROBE', 'LEAST', 'SparseSDF', 'voxelize', 'march']
 
-# %% ../nbs/11_voxelize.ipynb #eea0ae05
+# %% ../nbs/11_voxelize.ipynb #7285dc02
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch, trimesh
 from . import contour, geometry
 from .core import InputError, Transform, atomic_write, check_output, pack_keys, unpack_keys, voxel_size, voxel_to_cube
 from .mesh import check_mesh, make_mesh, normalize as fit_cube, used_vertices
-from .sign import SHELL, across_openings, flood, inside, make_plan
+from .sign import SHELL, across_openings, flood, inside, make_plan, oriented
 
 # %% ../nbs/11_voxelize.ipynb #dc1bd42e
 VERSION = 1  # of the file
@@ -97,7 +97,7 @@ def _fields(f, name, grid):
                 transform=Transform(float(f['scale']), f['offset']) if made_here else Transform(),
                 sign=str(f['sign']) if 'sign' in f else "unknown (file made by others)")
 
-# %% ../nbs/11_voxelize.ipynb #7950033d
+# %% ../nbs/11_voxelize.ipynb #383a8a89
 def voxelize(
     vertices,               # (V,3) in any units, or a mesh
     faces=None,             # (F,3), or None with a mesh
@@ -116,13 +116,13 @@ def voxelize(
     used = used_vertices(faces, len(vertices))
     if not used.all(): vertices, faces = vertices[used], (np.cumsum(used) - 1)[faces]
     vertices, transform = fit_cube(vertices) if normalize else (vertices, Transform())
-    size = dict(resolution=resolution, band=band)
+    faces, given, size = oriented(vertices, faces), faces, dict(resolution=resolution, band=band)
     plan = make_plan(vertices, faces, sign, voxel_size(resolution), gap, lambda: _encloses(vertices, faces, resolution, gap))
     if plan.method == 'flood': coords, d = _flooded(vertices, faces, gap, **size)
     elif plan.method == 'winding': coords, d = _wound(vertices, faces, plan, **size)
     else: coords, d = _shell(vertices, faces, plan.shell, **size)
     if not len(coords): raise InputError("mesh: no part of it lies in the cube [-1,1]³; pass normalize=True")
-    return SparseSDF(coords, d / np.float32(band), resolution, band, transform, plan.why + _clipped(vertices))
+    return SparseSDF(coords, d / np.float32(band), resolution, band, transform, plan.why + _turned(faces, given) + _clipped(vertices))
 
 def _check_grid(resolution, band):
     ok = isinstance(resolution, (int, np.integer)) and not isinstance(resolution, bool) and 8 <= resolution <= 2048 and resolution % 8 == 0
@@ -130,6 +130,10 @@ def _check_grid(resolution, band):
     if not (isinstance(band, (int, float, np.number)) and 1 <= band <= 16):
         raise InputError(f"band must lie in [1, 16] voxels, got {band!r}")
     return int(resolution), float(band)
+
+def _turned(faces, given):
+    n = (faces[:, 0] != given[:, 0]).sum()
+    return f"; {n:,} faces wound against their neighbours are turned" if n else ""
 
 def _clipped(vertices):
     out = (np.abs(vertices) > 1).any(1).mean()
