@@ -70,14 +70,21 @@ def after(mesh, up, *cut):
     away = mesh.face_normals @ camera_axes(up)[2] < 0
     return drawn([(make_mesh(mesh.vertices, mesh.faces[away == a]), c) for a, c in ((False, CLAY), (True, BACK))], *cut)
 
+def palette():
+    "White, greys for words, and shades of each colour: what median cut finds turns rare red to orange."
+    shades = [np.outer(np.linspace(.48, 1.02, 12), c).clip(0, 255) for c in (*KIND.values(), BACK)]
+    image = Image.new('P', (1, 1))
+    image.putpalette(np.concatenate([np.outer([255, 230, 180, 130, 80, 40], np.ones(3)), *shades]).astype(np.uint8).tobytes())
+    return image
+
 def show(name, mesh, again):
-    "One row of three panels, as a PNG of 32 colours."
+    "One row of three panels, as a PNG of few colours."
     _, up, normal, place, way = SHAPES[name]
     lo, hi = mesh.bounds
     cut = normal, (lo + hi) / 2 + place * (hi - lo) / 2
     title = {'unsigned': '|d| = 1 voxel', 'winding': 'winding, all faces'}[way]
     panels = {'the mesh': before(mesh, *cut), title: after(naive(mesh, way), up, *cut), 'sdfvq': after(again, up, *cut)}
-    image = picture(panels, size=320, up=up).quantize(32, Image.Quantize.MAXCOVERAGE, dither=0)  # keeps colours that are rare
+    image = picture(panels, size=320, up=up).quantize(palette=palette(), dither=0)
     OUT.mkdir(parents=True, exist_ok=True)
     image.save(OUT/f'{name}.png', optimize=True)
 
