@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ext', 'BETA', 'ROUGH', 'on_cuda', 'Memory', 'join_cuda', 'march_cuda', 'winding_cuda', 'voxelize_cuda']
 
-# %% ../nbs/05_cuda.ipynb #557ffc8b
+# %% ../nbs/05_cuda.ipynb #04e909d8
 import importlib.util, warnings
 
 import torch
 from torch import Tensor
 
-from .contour import march_keys, march
+from .contour import march, march_keys
 from .core import InputError, check_shape, pack_keys
 from .geometry import _check_reach, check_soup, voxelize, winding
 from .ops import join, sorted_keys
