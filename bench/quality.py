@@ -51,14 +51,16 @@ def measure(
     return row | dict(edge_manifold=t.edge_manifold, components=t.components)
 
 def thin_share(mesh, h, samples=20_000):
-    "Share of the surface where the wall is thinner than two voxels: a voxel deep, the nearest face looks the other way."
+    "Share of the surface where a wall, or the gap beside it, is thinner than two voxels: a voxel off, the nearest face looks the other way."
     points, face = sample_surface(mesh, samples)
     v, f = np.asarray(mesh.vertices), np.asarray(mesh.faces)
     n = np.cross(v[f[:, 1]] - v[f[:, 0]], v[f[:, 2]] - v[f[:, 0]])
     n /= np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-300)
-    inward = -np.sign(mesh.volume) * n[face]
-    d, hit = (x.numpy() for x in closest_point(*map(torch.from_numpy, (points + h * inward, v, f))))
-    return float(((d < .999 * h) & ((n[face] * n[hit]).sum(1) < -.5)).mean())
+    thin = np.zeros(samples, bool)
+    for side in (1, -1):
+        d, hit = (x.numpy() for x in closest_point(*map(torch.from_numpy, (points + side * h * n[face], v, f))))
+        thin |= (d < .999 * h) & ((n[face] * n[hit]).sum(1) < -.5)
+    return float(thin.mean())
 
 def vote(mesh, vertices, faces, sdf, resolution):
     "Share of the band where rays both ways along all axes agree on inside, and on what share of that the field agrees with them."
@@ -112,7 +114,7 @@ def summary(rows):
     groups = {}
     for r in rows:
         thick = r['closed'] == 'True' and float(r['thin']) == 0
-        kind = 'failed' if r['error'] else 'closed, no wall under 2 voxels' if thick else 'closed, thin walls' if r['closed'] == 'True' else \
+        kind = 'failed' if r['error'] else 'closed, no wall or gap under 2 voxels' if thick else 'closed, thin walls or gaps' if r['closed'] == 'True' else \
                f"open or overlapping: {r['sign'].split(' (')[0].split(',')[0]}" + (' and shells' if ', and unsigned' in r['sign'] else '')
         groups.setdefault((Path(r['file']).parent.as_posix(), int(r['resolution']), kind), []).append(r)
     lines = [['folder', 'R', 'kind', 'shapes', 'Chamfer, median', '95 %', 'worst', 'precision', 'recall', 'F, mean', 'F, worst', 'precision, 2 voxels',

@@ -143,7 +143,7 @@ def _band(vertices, faces, resolution, band):
     "Voxels and their distances, both as arrays, distances in cube units."
     return tuple(x.numpy() for x in geometry.voxelize(torch.from_numpy(vertices), torch.from_numpy(faces), resolution, band))
 
-# %% ../nbs/11_voxelize.ipynb #82f0bace
+# %% ../nbs/11_voxelize.ipynb #02bab703
 PROBE = 128              # voxels along the cube where `auto` tries a flood
 LEAST = np.float32(1e-6)  # voxels: never 0 inside, where only a face that is no surface can lie
 
@@ -163,9 +163,9 @@ def _wound(vertices, faces, plan, resolution, band):
         others, shell = _shell(vertices, faces, plan.shell, resolution, band)
         coords, (solid, shell) = _unite((coords, d), (others, shell), (band * voxel_size(resolution), np.inf))
         d = solid
-    inner = inside(coords, d, resolution, vertices, faces if plan.winds.all() else faces[plan.winds], plan.closed)
+    inner = inside(coords, d, resolution, plan.judge)
     d /= np.float32(voxel_size(resolution))
-    keep = None if plan.closed else ~across_openings(coords, d, inner)
+    keep = None if plan.judge.closed else ~across_openings(coords, d, inner)
     d = _signed(d, inner)
     if plan.shell.any():
         d = np.minimum(d, shell)
