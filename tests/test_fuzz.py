@@ -81,6 +81,7 @@ def test_winding(soup, scale, seed, rough, n):
 @fuzz
 @given(soups(wild(geometry.LIMIT), scales=(1., 1e-80, 1e-300)), seeds, st.booleans(), threads)
 @example(([(7e44, 0., 0.), (0., 0., 1e50), (0., 0., 1e30), (0., 1e30, 0.), (0., 0., 0.)], [(0, 0, 1), (0, 2, 3)]), 0, True, 1)   # 1 / fp32's least: inf
+@example(([(0., 0., 0.)] + [(0., 0., 1e50)], [(0, 0, 0)] * 12 + [(0, 0, 1)]), 0, False, 1)  # 1 / distance to where all of a cluster is: inf
 def test_winding_is_a_number(soup, seed, rough, n):
     torch.set_num_threads(n)
     v, f = tensors(soup)

@@ -125,7 +125,8 @@ template <class T>
 static void walk(const Mesh &mesh, const Bvh &bvh, const std::vector<Cluster> &clusters, double beta, double scale, Group<T> &g) {
   T r2 = 0;
   for (int i = 0; i < GROUP; ++i) r2 = std::max(r2, g.x[i] * g.x[i] + g.y[i] * g.y[i] + g.z[i] * g.z[i]);
-  const double radius = std::sqrt(double(r2)) / scale, floor = (sizeof(T) == 4 ? 1e-12 : 1e-90) / scale;  // 1 / distance^3 is finite
+  const double rounding = sizeof(T) == 4 ? 1e-6 : 1e-12, floor = (sizeof(T) == 4 ? 1e-12 : 1e-90) / scale;
+  const double radius = (1 + rounding) * std::sqrt(double(r2)) / scale + floor;  // beyond it no point is at the centre: 1 / distance^3 is finite
   std::pair<int, int64_t> stack[64];
   int top = 0;
   stack[top++] = {0, 0};
@@ -133,7 +134,7 @@ static void walk(const Mesh &mesh, const Bvh &bvh, const std::vector<Cluster> &c
     const auto [level, j] = stack[--top];
     const Cluster &c = clusters[Bvh::first(level) + j];
     const Vec3 d = c.centre - g.origin;
-    const double near = beta * c.radius + radius + floor;
+    const double near = beta * c.radius + radius;
     if (dot(d, d) > near * near) {
       const double s2 = scale * scale, s3 = s2 * scale;
       Moments<T> m{T(scale * d.x), T(scale * d.y), T(scale * d.z), T(s2 * c.vector.x), T(s2 * c.vector.y), T(s2 * c.vector.z),
