@@ -120,6 +120,7 @@ def test_no_region_mixes_signs(soup, R, n):
 @given(soups(), seeds, st.integers(1, 20), st.floats(0, 6), st.booleans(), threads)
 def test_flood(soup, seed, R, gap, real, n):
     torch.set_num_threads(n)
+    gap = min(gap, 4 * R)
     if real: coords, d = geometry.voxelize(*tensors(soup), R, max(gap / 2 + 2, 1.))
     else:
         coords, g = random_voxels(seed, (R, R, R), .7)
