@@ -36,7 +36,7 @@ inline std::vector<int64_t> morton_order(const double *points, int64_t n, int th
   const Vec3 size = box.hi - box.lo;
   const double scale = inverse(greater(size.x, greater(size.y, size.z))) * ((1 << BITS) - 1);
   const auto spread = [](double v) {
-    uint64_t x = v > 0 ? std::min<uint64_t>(uint64_t(v), (1 << BITS) - 1) : 0;
+    uint64_t x = v > 0 ? uint64_t(lesser(v, (1 << BITS) - 1)) : 0;
     x = (x | x << 32) & 0x1f00000000ffff, x = (x | x << 16) & 0x1f0000ff0000ff, x = (x | x << 8) & 0x100f00f00f00f00f;
     x = (x | x << 4) & 0x10c30c30c30c30c3;
     return (x | x << 2) & 0x1249249249249249;
@@ -94,7 +94,7 @@ struct Bvh {
 
 inline void check_points(const double *points, int64_t n, const std::string &op) {
   for (int64_t i = 0; i < 3 * n; ++i)
-    if (!std::isfinite(points[i])) throw std::invalid_argument(op + ": points must be finite");
+    if (!(std::abs(points[i]) <= LIMIT)) throw std::invalid_argument(op + ": points must be finite, and not beyond the op's range");
 }
 
 }  // namespace sdfvq

@@ -45,6 +45,9 @@ struct Triangle {
 
 SDFVQ_HD inline double inverse(double x) { return x > 0 ? 1 / x : 0; }
 
+constexpr double LIMIT = 1e50;     // largest coordinate: what a triangle makes of it, to the sixth power, stays within the range of a double
+constexpr double NO_AREA = 1e-290; // least squared normal of a triangle that has one: its inverse stays there too
+
 SDFVQ_HD inline Triangle make_triangle(Vec3 a, Vec3 b, Vec3 c) {
   Triangle t;
   t.a = a, t.b = b, t.c = c, t.ab = b - a, t.bc = c - b, t.ca = a - c;
@@ -53,7 +56,7 @@ SDFVQ_HD inline Triangle make_triangle(Vec3 a, Vec3 b, Vec3 c) {
   const double ab = dot(t.ab, t.ab), bc = dot(t.bc, t.bc), ca = dot(t.ca, t.ca), n = dot(t.normal, t.normal);
   const double longest = greater(ab, greater(bc, ca));
   t.inv_ab = inverse(ab), t.inv_bc = inverse(bc), t.inv_ca = inverse(ca), t.inv_n = inverse(n);
-  t.gate = n > 1e-16 * longest * longest ? 0.0 : HUGE_VAL;
+  t.gate = n > greater(1e-16 * longest * longest, NO_AREA) ? 0.0 : HUGE_VAL;
   return t;
 }
 
@@ -145,10 +148,10 @@ struct Mesh {
   SDFVQ_HD Vec3 corner(int64_t f, int k) const { return vertex(faces[3 * f + k]); }
   SDFVQ_HD Triangle triangle(int64_t f) const { return make_triangle(corner(f, 0), corner(f, 1), corner(f, 2)); }
 
-  void check(const std::string &op) const {
+  void check(const std::string &op, double limit = LIMIT) const {
     if (n_faces > INT32_MAX) throw std::invalid_argument(op + ": more than 2^31 - 1 faces");
     for (int64_t i = 0; i < 3 * n_vertices; ++i)
-      if (!std::isfinite(vertices[i])) throw std::invalid_argument(op + ": vertices must be finite");
+      if (!(std::abs(vertices[i]) <= limit)) throw std::invalid_argument(op + ": vertices must be finite, and not beyond the op's range");
     for (int64_t i = 0; i < 3 * n_faces; ++i)
       if (faces[i] < 0 || faces[i] >= n_vertices) throw std::invalid_argument(op + ": faces must lie in [0, V)");
   }

@@ -86,7 +86,7 @@ def march_table() -> Tensor:
     width = max(map(len, rows)) + 1
     return torch.tensor([r + [-1] * (width - len(r)) for r in rows], dtype=torch.int8)
 
-# %% ../nbs/04_contour.ipynb #75753070
+# %% ../nbs/04_contour.ipynb #7331baa5
 @torch.library.custom_op('sdfvq::march', mutates_args=())
 def march(
     coords: Tensor,  # (N,3) int32 voxels in [0, 32767], unique and sorted lexicographically
@@ -107,7 +107,7 @@ def march_reference(coords: Tensor, sdf: Tensor, level: float, table: Tensor) ->
     wanted = keys[:, None] + ((corner & 1) << 40) + ((corner >> 1 & 1) << 20) + (corner >> 2)
     rows = torch.searchsorted(keys, wanted).clamp_(max=max(len(keys) - 1, 0))
     rows = rows[(keys[rows] == wanted).all(1)] if len(keys) else rows
-    case = ((sdf[rows] < level).long() << corner).sum(1)
+    case = ((sdf[rows].double() < level).long() << corner).sum(1)  # a float32 level would be another one
     edges = table.to(coords.device)[case].long()
     cell, slot = (edges >= 0).nonzero(as_tuple=True)
     e = edges[cell, slot]

@@ -119,7 +119,7 @@ def merge(meshes) -> trimesh.Trimesh:
     return make_mesh(np.concatenate([empty, *(m.vertices for m in meshes)]),
                      np.concatenate([empty, *(m.faces + s for m, s in zip(meshes, start))]))
 
-# %% ../nbs/10_mesh.ipynb #f90ba3c2
+# %% ../nbs/10_mesh.ipynb #8557be67
 def check_mesh(
     vertices,             # (V,3) numbers
     faces,                # (F,3) integers
@@ -139,8 +139,10 @@ def check_mesh(
     used = vertices[used_vertices(faces, len(vertices))]
     if bad := int((~np.isfinite(used).all(1)).sum()):
         raise InputError(f"{name}: {bad} of {len(used)} vertices are NaN or Inf; repair the mesh and export it again")
-    if not (np.ptp(used, axis=0) > 0).any():
-        raise InputError(f"{name}: zero extent, all vertices are at one point; check the export's scale")
+    with np.errstate(over='ignore'): extent = np.ptp(used, axis=0).max()
+    if not extent > 0: raise InputError(f"{name}: zero extent, all vertices are at one point; check the export's scale")
+    if not 1e-70 <= extent <= 1e70:  # squares of areas would leave the range of float64
+        raise InputError(f"{name}: extent {extent:g}, but it must lie in [1e-70, 1e70]; check the export's scale")
     a, b, c = vertices[faces].swapaxes(0, 1)
     longest = np.max([((p - q)**2).sum(1) for p, q in ((a, b), (b, c), (c, a))], 0)
     if (np.linalg.norm(np.cross(b - a, c - a), axis=1) <= 1e-8 * longest).all():

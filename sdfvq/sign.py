@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SAFETY', 'MOST', 'OUTER', 'BURIED', 'SHEET', 'THIN', 'EPS', 'SURE', 'SAMPLE', 'CHECKS', 'INSETS', 'LARGE', 'SMALL',
-           'SIGNS', 'SHELL', 'CRACK', 'weld', 'is_closed', 'regions', 'regions_reference', 'flood', 'flood_reference',
-           'Judge', 'make_judge', 'face_kinds', 'patches', 'oriented', 'outer_parts', 'Plan', 'make_plan', 'inside',
-           'across_openings']
+           'SIGNS', 'SHELL', 'CRACK', 'weld', 'is_closed', 'distinct', 'regions', 'regions_reference', 'flood',
+           'flood_reference', 'Judge', 'make_judge', 'face_kinds', 'patches', 'oriented', 'outer_parts', 'Plan',
+           'make_plan', 'inside', 'across_openings']
 
 # %% ../nbs/06_sign.ipynb #a62f54ba
 from dataclasses import dataclass
@@ -49,7 +49,21 @@ def _balanced(faces, n):
     edge, direction = np.minimum(a, b) * n + np.maximum(a, b), np.sign(b - a)
     return not np.bincount(np.unique(edge, return_inverse=True)[1].ravel(), direction).any()
 
-# %% ../nbs/06_sign.ipynb #b7c226f5
+# %% ../nbs/06_sign.ipynb #4529af0d
+def distinct(
+    vertices,  # (V,3)
+    faces,     # (F,3)
+) -> np.ndarray:
+    "Faces without those that are, by place and direction, copies of an earlier one: the very same array where it is closed or has none."
+    if is_closed(vertices, faces): return faces
+    f = weld(vertices)[faces]
+    turned = np.take_along_axis(f, (f.argmin(1)[:, None] + np.arange(3)) % 3, 1)   # from its least corner on
+    order = np.lexsort(turned.T)
+    copy = np.zeros(len(f), bool)
+    copy[order[1:]] = (turned[order[1:]] == turned[order[:-1]]).all(1)
+    return faces[~copy] if copy.any() else faces
+
+# %% ../nbs/06_sign.ipynb #4e579d73
 SAFETY = 1 + 1e-5  # fp32 distances may add up to a little too much
 
 @torch.library.custom_op('sdfvq::regions', mutates_args=())
@@ -88,9 +102,12 @@ def _(coords, distance, step):
 
 @on_cpu(regions)
 def _(coords, distance, step):
-    return tuple(torch.from_numpy(x) for x in ext.regions(coords.numpy(), distance.numpy(), step, torch.get_num_threads()))
+    check_shape(coords, 'N 3', 'coords', (torch.int32,))
+    check_shape(distance, str(len(coords)), 'distance', (torch.float32,))
+    out = ext.regions(coords.numpy(), distance.numpy(), step, torch.get_num_threads())
+    return regions_reference(coords, distance, step) if out is None else tuple(map(torch.from_numpy, out))  # what C++ refuses is refused there, in words
 
-# %% ../nbs/06_sign.ipynb #df74e2ac
+# %% ../nbs/06_sign.ipynb #0550c9eb
 @torch.library.custom_op('sdfvq::flood', mutates_args=())
 def flood(
     coords: Tensor,   # (N,3) int32 voxels, unique and sorted lexicographically; all voxels nearer than `radius`, at least
@@ -104,7 +121,7 @@ def flood(
 
 def flood_reference(coords: Tensor, distance: Tensor, resolution: int, radius: float) -> Tensor:
     "What `flood` means, on a dense grid."
-    _voxel_keys(coords, distance)
+    _check_flood(coords, distance, radius)
     near, at, step = np.full((resolution + 2,) * 3, np.inf, np.float32), tuple(coords.numpy().T + 1), np.float32(voxel_size(resolution))
     near[at] = distance.numpy()
     free = near >= np.float32(radius)
@@ -124,12 +141,16 @@ def flood_reference(coords: Tensor, distance: Tensor, resolution: int, radius: f
         side[tuple(left.T)] = found
     return torch.from_numpy(side[at] == 2)
 
+def _check_flood(coords, distance, radius):
+    _voxel_keys(coords, distance)
+    if not 0 <= radius <= 4: raise InputError(f"radius must lie in [0, 4] cube units, got {radius}")
+
 @flood.register_fake
 def _(coords, distance, resolution, radius): return distance.new_empty(len(coords), dtype=torch.bool)
 
 @on_cpu(flood)
 def _(coords, distance, resolution, radius):
-    _voxel_keys(coords, distance)
+    _check_flood(coords, distance, radius)
     return torch.from_numpy(ext.flood(coords.numpy(), distance.numpy(), resolution, voxel_size(resolution), radius, torch.get_num_threads()))
 
 # %% ../nbs/06_sign.ipynb #134b9040

@@ -1,5 +1,5 @@
-"""Bad input through the command line: one clear line that names the file, exit code 2, and nothing half-written."""
-import resource, subprocess, sys
+"""Bad input: through the command line, one clear line that names the file, exit code 2, and nothing half-written; through `voxelize`, at every resolution and sign."""
+import resource, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +9,12 @@ import trimesh
 from typer.testing import CliRunner
 
 from sdfvq.cli import app
-from sdfvq.mesh import load_mesh, sphere
+from sdfvq.core import InputError
+from sdfvq.mesh import box, load_mesh, make_mesh, merge, sphere, torus
+from sdfvq.metrics import topology
 from sdfvq.tokens import ShapeTokens
+from sdfvq.sign import SIGNS
+from sdfvq.voxelize import march, voxelize
 from sdfvq.vqvae import SparseSDFVQVAE, preset, save_model
 
 
@@ -144,6 +148,66 @@ def test_stage_without_a_start(tmp_path, ball):
 def test_help(name):
     r = run(name, '--help')
     assert r.exit_code == 0 and 'Usage' in r.stdout
+
+CUBE = box().vertices, box().faces
+def changed(array, row, value):
+    out = np.array(array); out[row] = value; return out
+REFUSED = {
+    '1 of 8 vertices are NaN or Inf': (changed(CUBE[0], 3, np.nan), CUBE[1]),
+    'run from 0 to 8': (CUBE[0], changed(CUBE[1], (2, 1), 8)),
+    'run from -1 to 7': (CUBE[0], changed(CUBE[1], (2, 1), -1)),
+    '8 points but no faces': (CUBE[0], CUBE[1][:0]),
+    'no vertices': (CUBE[0][:0], CUBE[1][:0]),
+    'zero extent': (CUBE[0] * 0 + 7, CUBE[1]),
+    'all 12 faces are degenerate': (CUBE[0], CUBE[1][:, [0, 1, 1]]),
+    r'extent 1e\+300': (CUBE[0] * 1e300, CUBE[1]),
+    'extent 1e-300': (CUBE[0] * 1e-300, CUBE[1]),
+}
+
+every_sign, every_resolution = pytest.mark.parametrize('sign', SIGNS), pytest.mark.parametrize('resolution', [64, 256, 1024])
+
+@every_sign
+@every_resolution
+@pytest.mark.parametrize('why', REFUSED)
+def test_refused(why, resolution, sign):
+    with pytest.raises(InputError, match=why): voxelize(*REFUSED[why], resolution=resolution, sign=sign)
+
+def same(a, b): return np.array_equal(a.coords, b.coords) and np.allclose(a.sdf, b.sdf, atol=1e-6)
+
+@every_sign
+@pytest.mark.parametrize('resolution', [64, 256])
+def test_cut_off_by_the_cube(resolution, sign):
+    m = sphere(.5, 3); m.apply_translation([.8, 0, 0])
+    s = voxelize(m, resolution=resolution, sign=sign, normalize=False)
+    assert 'cut off by the cube' in s.sign and 'of the vertices lie outside' in s.sign
+    back = march(s)
+    assert len(back.faces) and abs(back.vertices).max() < 1 and (sign == 'unsigned') == s.sign.startswith('unsigned')
+
+@every_sign
+@every_resolution
+def test_three_faces(resolution, sign):
+    fan = np.array([[0, 0, 0], [.05, 0, .01], [0, .05, .01], [-.05, 0, 0], [0, -.05, 0]]) , np.array([[0, 1, 2], [0, 2, 3], [0, 3, 4]])
+    start = time.time()
+    s = voxelize(*fan, resolution=resolution, sign=sign, normalize=False)
+    assert time.time() - start < 20 and len(s)
+    if sign in ('auto', 'unsigned'): assert s.sign.startswith('unsigned') and len(march(s).faces)
+
+@every_sign
+def test_self_intersecting(sign):
+    half = sphere(.6, 3), sphere(.5, 3)
+    half[1].apply_translation([.4, .1, 0])
+    back = march(voxelize(merge(half), resolution=64, sign=sign))
+    t = topology(back)
+    assert t.watertight and t.edge_manifold, t
+    if sign != 'unsigned': assert t.components == 1, t
+
+@every_sign
+@pytest.mark.parametrize('resolution', [64, 256])
+def test_normals_and_copies_of_faces_do_not_matter(resolution, sign):
+    m = torus(sections=32, sides=16)
+    field = lambda faces: voxelize(m.vertices, faces, resolution=resolution, sign=sign)
+    once = field(m.faces)
+    for faces in (m.faces[:, ::-1], np.tile(m.faces, (2, 1)), np.r_[m.faces, m.faces[:7]]): assert same(field(faces), once), once.sign
 
 def test_two_million_faces_in_two_gigabytes(tmp_path):
     n = 1000

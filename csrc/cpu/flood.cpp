@@ -163,8 +163,8 @@ class Flood {
           for (int o = 0; o < 27; ++o) {
             const int dx = o / 9 - 1, dy = o / 3 % 3 - 1, dz = o % 3 - 1;
             const int64_t j = row(c[0] + dx, c[1] + dy, c[2] + dz);
-            if (j < 0 || !side[j] || distance[j] <= best) continue;
-            if (!across && distance[i] + distance[j] <= CLEAR * step * std::sqrt(float(dx * dx + dy * dy + dz * dz))) continue;
+            if (j < 0 || !side[j] || !(distance[j] > best)) continue;
+            if (!across && !(distance[i] + distance[j] > CLEAR * step * std::sqrt(float(dx * dx + dy * dy + dz * dz)))) continue;
             best = distance[j], found[k] = side[j];
           }
         }
@@ -186,6 +186,7 @@ void bind_flood(py::module_ &m) {
     const float *d = distance.data();
     if (coords.size() != 3 * n) throw std::invalid_argument("flood: coords and distance must have N rows");
     if (resolution < 1 || resolution > 4096) throw std::invalid_argument("flood: resolution must lie in [1, 4096]");
+    if (!(step > 0 && radius >= 0 && radius <= 4)) throw std::invalid_argument("flood: step must be positive and radius lie in [0, 4]");
     for (int64_t i = 0; i < 3 * n; ++i)
       if (c[i] < 0 || c[i] >= resolution) throw std::invalid_argument("flood: coords must lie in [0, resolution)");
     std::vector<uint8_t> side;

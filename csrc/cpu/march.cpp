@@ -260,6 +260,8 @@ void bind_march(py::module_ &m) {
     if (coords.size() != 3 * n) throw std::invalid_argument("march: coords and sdf must have N rows");
     if (n > INT32_MAX) throw std::invalid_argument("march: more than 2^31 - 1 voxels");
     if (table.shape(0) != 256) throw std::invalid_argument("march: table must have 256 rows");
+    for (int64_t i = 0; i < 256 * width; ++i)
+      if (table.data()[i] >= 12 || (i % width == width - 1 && table.data()[i] >= 0)) throw std::invalid_argument("march: not a table of edges");
     Surface s(coords.data(), sdf.data(), n, level, table.data(), width, threads);
     bool ok;
     {

@@ -15,6 +15,7 @@ namespace {
 
 constexpr float SAFETY = 1 + 1e-5f;  // fp32 distances may add up to a little too much
 constexpr int64_t CHUNK = 1 << 14;
+constexpr int32_t COORD_MIN = -32767, COORD_MAX = 32766;  // as in core
 
 struct Voxels {
   const int32_t *coords;  // [N, 3] sorted
@@ -23,6 +24,7 @@ struct Voxels {
   float step;
 
   const int32_t *at(int64_t i) const { return coords + 3 * i; }
+  bool in_range(int64_t i) const { return std::min({at(i)[0], at(i)[1], at(i)[2]}) >= COORD_MIN && std::max({at(i)[0], at(i)[1], at(i)[2]}) <= COORD_MAX; }
   bool same_column(int64_t i, int64_t j) const { return at(i)[0] == at(j)[0] && at(i)[1] == at(j)[1]; }
   bool safe(int64_t i, int64_t j, float length) const { return distance[i] + distance[j] > length * SAFETY; }
   bool before(int64_t i, int32_t x, int32_t y, int32_t z) const {
@@ -37,16 +39,24 @@ void chunks(int64_t n, int threads, Fn fn) {
   parallel_for(n, CHUNK, threads, [&](int64_t begin, int64_t end) { fn(begin / CHUNK, begin, end); });
 }
 
-// label: [N].
-std::vector<int64_t> regions(const Voxels &v, int32_t *label, int threads) {
+// label: [N].  deepest: [K].  false where rows are out of order or range.
+bool regions(const Voxels &v, int32_t *label, std::vector<int64_t> &out, int threads) {
   const int64_t n_chunks = (v.n + CHUNK - 1) / CHUNK;
   const auto begins_run = [&](int64_t i) {
     return i == 0 || !v.same_column(i - 1, i) || v.at(i - 1)[2] + 1 != v.at(i)[2] || !v.safe(i - 1, i, v.step);
   };
   std::vector<int64_t> base(n_chunks + 1, 0);
+  std::atomic<bool> ok{true};
   chunks(v.n, threads, [&](int64_t c, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) base[c + 1] += label[i] = begins_run(i);
+    for (int64_t i = begin; i < end; ++i) {
+      if (!v.in_range(i) || (i && !v.before(i - 1, v.at(i)[0], v.at(i)[1], v.at(i)[2]))) {
+        ok = false;
+        return;
+      }
+      base[c + 1] += label[i] = begins_run(i);
+    }
   });
+  if (!ok) return false;
   for (int64_t c = 0; c < n_chunks; ++c) base[c + 1] += base[c];
   const int64_t n_runs = base[n_chunks];
   std::vector<int64_t> first(n_runs + 1, v.n);
@@ -123,7 +133,6 @@ std::vector<int64_t> regions(const Voxels &v, int32_t *label, int threads) {
   });
   // Regions in the order of their first voxel.
   std::vector<int32_t> number(n_runs);
-  std::vector<int64_t> out;
   for (int64_t r = 0; r < n_runs; ++r) {
     const int32_t root = sets.find(int32_t(r));
     if (root == r) number[r] = int32_t(out.size()), out.push_back(deepest[r]);
@@ -134,24 +143,27 @@ std::vector<int64_t> regions(const Voxels &v, int32_t *label, int threads) {
   chunks(v.n, threads, [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) label[i] = number[label[i]];
   });
-  return out;
+  return true;
 }
 
 }  // namespace
 
 void bind_regions(py::module_ &m) {
+  // None where the input is refused: the reference says why.
   m.def("regions", [](py::array_t<int32_t, py::array::c_style> coords, py::array_t<float, py::array::c_style> distance, double step,
-                      int threads) {
+                      int threads) -> py::object {
     const Voxels v{coords.data(), distance.data(), distance.size(), float(step)};
     if (coords.size() != 3 * v.n) throw std::invalid_argument("regions: coords and distance must have N rows");
     if (v.n > INT32_MAX) throw std::invalid_argument("regions: more than 2^31 - 1 voxels");
     py::array_t<int32_t> label(v.n);
     int32_t *to = label.mutable_data();
     std::vector<int64_t> deepest;
+    bool ok;
     {
       py::gil_scoped_release release;
-      deepest = regions(v, to, threads);
+      ok = regions(v, to, deepest, threads);
     }
+    if (!ok) return py::none();
     return py::make_tuple(label, py::array_t<int64_t>(deepest.size(), deepest.data()));
   });
 }

@@ -28,7 +28,7 @@ static void weld(const double *vertices, int64_t n, int64_t *out) {
     for (uint64_t at = hash & (size - 1);; at = (at + 1) & (size - 1)) {
       if (table[at] < 0) table[at] = i;
       const double *a = vertices + 3 * i, *b = vertices + 3 * table[at];
-      if (a[0] == b[0] && a[1] == b[1] && a[2] == b[2]) {
+      if (table[at] == i || (a[0] == b[0] && a[1] == b[1] && a[2] == b[2])) {  // NaN is equal to nothing, and stands alone
         out[i] = table[at];
         break;
       }

@@ -23,6 +23,7 @@ constexpr int COARSE = 16;      // coarse cells along an edge of the cube, at mo
 constexpr int MANY = 24;        // faces from which a block of 4^3 is worth splitting
 constexpr float SLACK = 2e-6f;  // above the rounding of an fp32 distance in the cube: a tie drops nothing
 constexpr float BIG = 0.5f;     // a face with a larger radius has no ball: always exact
+constexpr double REACH = 1e8;    // largest coordinate, as in geometry: cells are counted in int32
 constexpr double TIE = 1e-5;    // a voxel this close to the band's edge, relatively, is decided in double
 
 // A point of each face and the distance from it to the face's farthest corner.
@@ -433,12 +434,14 @@ std::vector<int64_t> columns(const std::vector<Brick> &bricks, const std::vector
 void bind_voxelize(py::module_ &m) {
   m.def("voxelize", [](py::array_t<double, py::array::c_style> vertices, py::array_t<int64_t, py::array::c_style> faces,
                        int resolution, double band, int threads) {
+    threads = std::max(threads, 1);
     const Mesh mesh{vertices.data(), vertices.shape(0), faces.data(), faces.shape(0)};
     std::vector<Brick> bricks;
     std::vector<int64_t> start, group;
     {
       py::gil_scoped_release release;
-      mesh.check("voxelize");
+      mesh.check("voxelize", REACH);
+      if (!(band > 0 && std::isfinite(band))) throw std::invalid_argument("voxelize: band must be positive and finite");
       if (resolution < 1 || resolution > 1 << 15) throw std::invalid_argument("voxelize: resolution must lie in [1, 32768]");
       bricks = Voxelizer(mesh, resolution, band, threads).run(threads);
       for (size_t i = 0; i < bricks.size(); ++i)

@@ -13,6 +13,8 @@ namespace sdfvq {
 
 static constexpr int GROUP = 16;
 static constexpr double BETA = 2.0, ROUGH = 1.25;  // a cluster is far beyond this many of its radii (the paper's beta)
+static constexpr double WIDE = 64, DISTANT = 1e6, LEAST = 1e-90;  // in sizes of the mesh: how far apart the points of a group may be, for their
+                                   // digits; from where on nothing is seen, for the range of fp32; the size of a mesh that is a point
 static constexpr double FLAT_FP32 = 1e-5, FLAT = 1e-14;  // a point in a face's plane sees nothing of it: on the face, the mean of its two sides
 
 struct Cluster {
@@ -56,7 +58,7 @@ inline void far_angles(const Moments<T> &c, Group<T> &g) {
 // is left, at the end.  t: three corners about the group's origin.
 template <class T>
 inline void near_angles(const T *t, Group<T> &g) {
-  const T flat = sizeof(T) == 4 ? T(FLAT_FP32) : T(FLAT);
+  const T flat = sizeof(T) == 4 ? T(FLAT_FP32) : T(FLAT), least = sizeof(T) == 4 ? T(1e-35) : T(1e-290);  // its inverse is finite
   for (int i = 0; i < GROUP; ++i) {
     const T ax = t[0] - g.x[i], ay = t[1] - g.y[i], az = t[2] - g.z[i];
     const T bx = t[3] - g.x[i], by = t[4] - g.y[i], bz = t[5] - g.z[i];
@@ -66,7 +68,7 @@ inline void near_angles(const T *t, Group<T> &g) {
     const T det = ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx);
     const T volume = la * lb * lc;
     const T den = volume + (ax * bx + ay * by + az * bz) * lc + (bx * cx + by * cy + bz * cz) * la + (cx * ax + cy * ay + cz * az) * lb;
-    const T solid = std::abs(det) > flat * volume ? T(1) : T(0);  // a factor, not a branch: the loop stays vectorised
+    const T solid = std::abs(det) > flat * volume + least ? T(1) : T(0);  // a factor, not a branch: the loop stays vectorised
     const T u = solid * den + (1 - solid), v = solid * det;
     const T re = g.re[i] * u - g.im[i] * v, im = g.re[i] * v + g.im[i] * u;
     const T up = (v > 0) & (g.im[i] >= 0) & (im < 0) ? T(1) : T(0), down = (v < 0) & (g.im[i] < 0) & (im >= 0) ? T(1) : T(0);
@@ -123,7 +125,8 @@ template <class T>
 static void walk(const Mesh &mesh, const Bvh &bvh, const std::vector<Cluster> &clusters, double beta, double scale, Group<T> &g) {
   T r2 = 0;
   for (int i = 0; i < GROUP; ++i) r2 = std::max(r2, g.x[i] * g.x[i] + g.y[i] * g.y[i] + g.z[i] * g.z[i]);
-  const double radius = std::sqrt(double(r2)) / scale;
+  const double rounding = sizeof(T) == 4 ? 1e-6 : 1e-12, floor = (sizeof(T) == 4 ? 1e-12 : 1e-90) / scale;
+  const double radius = (1 + rounding) * std::sqrt(double(r2)) / scale + floor;  // beyond it no point is at the centre: 1 / distance^3 is finite
   std::pair<int, int64_t> stack[64];
   int top = 0;
   stack[top++] = {0, 0};
@@ -160,20 +163,24 @@ static void walk_all(const double *points, int64_t n, const Mesh &mesh, double b
   const std::vector<Cluster> clusters = make_clusters(mesh, bvh, threads);
   const std::vector<int64_t> order = morton_order(points, n, threads);
   const Vec3 size = bvh.boxes[0].hi - bvh.boxes[0].lo;
-  const double extent = greater(size.x, greater(size.y, size.z)), scale = extent > 0 ? 1 / extent : 1;
+  const double extent = greater(size.x, greater(size.y, size.z)), scale = 1 / extent;
+  if (extent < LEAST) return;
+  const double wide2 = WIDE * extent * WIDE * extent, distant2 = DISTANT * extent * DISTANT * extent;
+  const auto point = [&](int64_t k) { return Vec3{points[3 * order[k]], points[3 * order[k] + 1], points[3 * order[k] + 2]}; };
   parallel_for(n, 16 * GROUP, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; k += GROUP) {
-      const int m = int(std::min<int64_t>(GROUP, end - k));
-      const auto point = [&](int i) {
-        const double *p = points + 3 * order[k + std::min(i, m - 1)];
-        return Vec3{p[0], p[1], p[2]};
-      };
+    for (int64_t k = begin, m; k < end; k += m) {
       Box box;
-      for (int i = 0; i < m; ++i) box.add(point(i));
+      box.add(point(k));
+      for (m = 1; m < GROUP && k + m < end; ++m) {
+        const Vec3 p = point(k + m), d = p - point(k);
+        if (dot(d, d) > wide2) break;
+        box.add(p);
+      }
+      if (bvh.boxes[0].distance2(point(k)) > distant2) continue;
       Group<T> g{};
       g.origin = box.centre();
       for (int i = 0; i < GROUP; ++i) {
-        const Vec3 p = scale * (point(i) - g.origin);
+        const Vec3 p = scale * (point(k + std::min<int64_t>(i, m - 1)) - g.origin);
         g.x[i] = T(p.x), g.y[i] = T(p.y), g.z[i] = T(p.z), g.re[i] = 1;
       }
       walk(mesh, bvh, clusters, beta, scale, g);
