@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ext', 'BETA', 'ROUGH', 'on_cuda', 'Memory', 'join_cuda', 'march_cuda', 'winding_cuda', 'voxelize_cuda']
 
-# %% ../nbs/05_cuda.ipynb #04e909d8
+# %% ../nbs/05_cuda.ipynb #dc3bc756
 import importlib.util, warnings
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .contour import march, march_keys
 from .core import InputError, check_shape, pack_keys
-from .geometry import _check_reach, check_soup, voxelize, winding
+from .geometry import _check_band, check_soup, voxelize, winding
 from .ops import join, sorted_keys
 
 # %% ../nbs/05_cuda.ipynb #b98c50ec
@@ -108,11 +108,11 @@ def winding_cuda(points, vertices, faces, rough=False):
     _call(ext.winding, points.device, points, point_box, len(points), vertices, mesh_box, faces, len(faces), ROUGH if rough else BETA, out)
     return out
 
-# %% ../nbs/05_cuda.ipynb #d43e77ca
+# %% ../nbs/05_cuda.ipynb #b6277241
 @on_cuda(voxelize)
 def voxelize_cuda(vertices, faces, resolution, band):
     "`voxelize` by bricks of 8³ voxels; beside the result it takes 20 bytes for each of the cube's (R/8)³ bricks."
-    _check_reach(vertices, faces)
+    _check_band(vertices, faces, resolution, band)
     vertices, faces = vertices.contiguous(), faces.contiguous()
     (coords, distance, n), memory = _call(ext.voxelize, vertices.device, vertices, faces, len(faces), resolution, band)
     return memory.take(coords, torch.int32, n, 3), memory.take(distance, torch.float32, n)
