@@ -22,7 +22,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'geometry':  Only({'core', 'ops'}),
     'contour':   Only({'core', 'ops'}),
     'cuda':      Only({'core', 'ops', 'geometry', 'contour'}),
-    'sign':      Only({'core', 'geometry'}),
+    'sign':      Only({'core', 'ops', 'geometry'}),
     'mesh':      MODELS,
     'voxelize':  MODELS | {'sparse'},
     'volume':    MODELS | {'sparse'},
