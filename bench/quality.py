@@ -16,7 +16,7 @@ from sdfvq.core import voxel_size
 from sdfvq.geometry import closest_point
 from sdfvq.mesh import READ, box, load_mesh, make_mesh, merge
 from sdfvq.metrics import compare, sample_surface, topology
-from sdfvq.sign import make_plan
+from sdfvq.solid import make_plan
 from sdfvq.voxelize import march, voxelize
 
 COLUMNS = ('file', 'resolution', 'faces', 'closed', 'sign', 'chamfer', 'precision', 'recall', 'f', 'precision2', 'recall2', 'recall_outer',

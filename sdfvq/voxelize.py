@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERSION', 'PROBE', 'WIDEST', 'LEAST', 'SparseSDF', 'voxelize', 'march']
 
-# %% ../nbs/11_voxelize.ipynb #ce77f21b
+# %% ../nbs/11_voxelize.ipynb #2fa6215f
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,9 @@ import torch, trimesh
 from . import contour, geometry
 from .core import InputError, Transform, atomic_write, check_output, pack_keys, unpack_keys, voxel_size, voxel_to_cube
 from .mesh import check_mesh, make_mesh, normalize as fit_cube, used_vertices
-from .sign import SHELL, across_openings, distinct, flood, inside, make_plan, oriented
+from .faces import distinct, oriented
+from .sign import across_openings, flood, inside
+from .solid import SHELL, make_plan
 
 # %% ../nbs/11_voxelize.ipynb #dc1bd42e
 VERSION = 1  # of the file

@@ -13,7 +13,7 @@ from sdfvq.core import InputError
 from sdfvq.mesh import box, load_mesh, make_mesh, merge, sphere, torus
 from sdfvq.metrics import topology
 from sdfvq.tokens import ShapeTokens
-from sdfvq.sign import SIGNS
+from sdfvq.solid import SIGNS
 from sdfvq.voxelize import march, voxelize
 from sdfvq.vqvae import SparseSDFVQVAE, preset, save_model
 

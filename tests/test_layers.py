@@ -9,7 +9,7 @@ import pytest
 SDFVQ = Path(__file__).resolve().parent.parent/'sdfvq'
 
 MODELS = {'vqvae', 'rqvae', 'vl', 'retrieve'}
-SHAPES = {'geometry', 'contour', 'mesh', 'voxelize', 'metrics'}   # how a shape is sampled and measured: no business of the network
+SHAPES = {'geometry', 'contour', 'faces', 'sign', 'solid', 'mesh', 'voxelize', 'metrics'}   # how a shape is sampled and measured: no business of the network
 QUANTIZERS = {'quantize', 'rqvae'}
 
 class Only(set):
@@ -22,7 +22,9 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'geometry':  Only({'core', 'ops'}),
     'contour':   Only({'core', 'ops'}),
     'cuda':      Only({'core', 'ops', 'geometry', 'contour'}),
-    'sign':      Only({'core', 'ops', 'geometry'}),
+    'faces':     Only({'ops'}),
+    'sign':      Only({'core', 'ops', 'geometry', 'faces'}),
+    'solid':     Only({'core', 'faces', 'sign'}),
     'mesh':      MODELS,
     'voxelize':  MODELS | {'sparse'},
     'volume':    MODELS | {'sparse'},
