@@ -20,6 +20,9 @@ struct Box {
     hi = {greater(hi.x, p.x), greater(hi.y, p.y), greater(hi.z, p.z)};
   }
   void add(const Box &b) { add(b.lo), add(b.hi); }
+  bool meets(const Box &b) const {
+    return lo.x <= b.hi.x && b.lo.x <= hi.x && lo.y <= b.hi.y && b.lo.y <= hi.y && lo.z <= b.hi.z && b.lo.z <= hi.z;
+  }
   Vec3 centre() const { return 0.5 * (lo + hi); }
   double distance2(Vec3 p) const {
     const Vec3 d = {greater(greater(lo.x - p.x, p.x - hi.x), 0), greater(greater(lo.y - p.y, p.y - hi.y), 0),

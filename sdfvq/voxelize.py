@@ -147,7 +147,7 @@ def _band(vertices, faces, resolution, band):
     "Voxels and their distances, both as arrays, distances in cube units."
     return tuple(x.numpy() for x in geometry.voxelize(torch.from_numpy(vertices), torch.from_numpy(faces), resolution, band))
 
-# %% ../nbs/11_voxelize.ipynb #415b08d0
+# %% ../nbs/11_voxelize.ipynb #f94ad53d
 PROBE = 128              # voxels along the cube where `auto` tries a flood
 WIDEST = 4096             # voxels along a grid that is flooded
 LEAST = np.float32(1e-6)  # voxels: never 0 inside, where only a face that is no surface can lie
@@ -180,7 +180,8 @@ def _wound(vertices, faces, plan, resolution, band):
 def _unite(a, b, missing):
     "Voxels of either field, and the values of both there."
     keys = [pack_keys(torch.nn.functional.pad(torch.from_numpy(c), (1, 0))).numpy() for c, _ in (a, b)]
-    every = np.union1d(*keys)
+    every = np.sort(np.concatenate(keys), kind='stable')   # two sorted runs: merged
+    every = every[np.r_[True, every[1:] != every[:-1]][:len(every)]]
     out = [np.full(len(every), m, np.float32) for m in missing]
     for o, k, (_, values) in zip(out, keys, (a, b)): o[np.searchsorted(every, k)] = values
     return unpack_keys(torch.from_numpy(every))[:, 1:].int().numpy(), out

@@ -156,18 +156,18 @@ static void walk(const Mesh &mesh, const Bvh &bvh, const std::vector<Cluster> &c
   }
 }
 
-template <class T>
-static void walk_all(const double *points, int64_t n, const Mesh &mesh, double beta, double *out, int threads) {
+// order: which points, neighbours after each other.  put(which, winding number): what is done with it.
+template <class T, class Put>
+static void walk_all(const double *points, const std::vector<int64_t> &order, const Mesh &mesh, double beta, int threads, Put put) {
   const double pi = 3.14159265358979323846;
   const Bvh bvh(mesh, 8, threads);
   const std::vector<Cluster> clusters = make_clusters(mesh, bvh, threads);
-  const std::vector<int64_t> order = morton_order(points, n, threads);
   const Vec3 size = bvh.boxes[0].hi - bvh.boxes[0].lo;
   const double extent = greater(size.x, greater(size.y, size.z)), scale = 1 / extent;
   if (extent < LEAST) return;
   const double wide2 = WIDE * extent * WIDE * extent, distant2 = DISTANT * extent * DISTANT * extent;
   const auto point = [&](int64_t k) { return Vec3{points[3 * order[k]], points[3 * order[k] + 1], points[3 * order[k] + 2]}; };
-  parallel_for(n, 16 * GROUP, threads, [&](int64_t begin, int64_t end) {
+  parallel_for(order.size(), 16 * GROUP, threads, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin, m; k < end; k += m) {
       Box box;
       box.add(point(k));
@@ -185,7 +185,7 @@ static void walk_all(const double *points, int64_t n, const Mesh &mesh, double b
       }
       walk(mesh, bvh, clusters, beta, scale, g);
       for (int i = 0; i < m; ++i)
-        out[order[k + i]] = (g.far[i] + 2 * std::atan2(double(g.im[i]), double(g.re[i])) + 4 * pi * g.turns[i]) / (4 * pi);
+        put(order[k + i], (g.far[i] + 2 * std::atan2(double(g.im[i]), double(g.re[i])) + 4 * pi * g.turns[i]) / (4 * pi));
     }
   });
 }
@@ -197,8 +197,43 @@ static void winding(const double *points, int64_t n, const Mesh &mesh, bool roug
   mesh.check("winding");
   std::fill(out, out + n, 0.0);
   if (!mesh.n_faces) return;
-  if (rough) walk_all<float>(points, n, mesh, ROUGH, out, threads);
-  else walk_all<double>(points, n, mesh, BETA, out, threads);
+  const std::vector<int64_t> order = morton_order(points, n, threads);
+  const auto put = [=](int64_t k, double w) { out[k] = w; };
+  if (rough) walk_all<float>(points, order, mesh, ROUGH, threads, put);
+  else walk_all<double>(points, order, mesh, BETA, threads, put);
+}
+
+// A mesh in bodies: the faces from first[b] to first[b + 1] are one, closed or not. out: [P], how often the body that winds most
+// around a point does so, in either direction; where there are several, one whose box does not hold the point has no say.
+// exact: for points next to faces; else fp32, and clusters of closed bodies, whose numbers are whole, are far from ROUGH radii on.
+static void winding_level(const double *points, int64_t n, const Mesh &mesh, const int64_t *first, const bool *closed, int64_t bodies,
+                          bool exact, double *out, int threads) {
+  constexpr int64_t BLOCK = 1024;
+  check_points(points, n, "winding_level");
+  mesh.check("winding_level");
+  for (int64_t b = 0; b <= bodies; ++b)
+    if (first[b] < (b ? first[b - 1] : 0) || first[b] > mesh.n_faces) throw std::invalid_argument("winding_level: first must rise from 0 to F");
+  std::fill(out, out + n, 0.0);
+  const std::vector<int64_t> order = morton_order(points, n, threads);
+  const auto point = [&](int64_t k) { return Vec3{points[3 * k], points[3 * k + 1], points[3 * k + 2]}; };
+  std::vector<Box> blocks((n + BLOCK - 1) / BLOCK);
+  for (int64_t k = 0; k < n; ++k) blocks[k / BLOCK].add(point(order[k]));
+  const auto put = [=](int64_t k, double w) { out[k] = greater(out[k], std::abs(w)); };
+  for (int64_t b = 0; b < bodies; ++b) {
+    const Mesh body{mesh.vertices, mesh.n_vertices, mesh.faces + 3 * first[b], first[b + 1] - first[b]};
+    if (!body.n_faces) continue;
+    Box box;
+    for (int64_t f = 0; f < body.n_faces; ++f)
+      for (int k = 0; k < 3; ++k) box.add(body.corner(f, k));
+    std::vector<int64_t> held;
+    for (int64_t k = 0; bodies > 1 && k < n; k += BLOCK)
+      if (box.meets(blocks[k / BLOCK]))
+        for (int64_t i = k; i < std::min(k + BLOCK, n); ++i)
+          if (box.distance2(point(order[i])) == 0) held.push_back(order[i]);
+    const std::vector<int64_t> &which = bodies > 1 ? held : order;
+    if (exact) walk_all<double>(points, which, body, BETA, threads, put);
+    else walk_all<float>(points, which, body, closed[b] ? ROUGH : BETA, threads, put);
+  }
 }
 
 void bind_winding(py::module_ &m) {
@@ -211,6 +246,21 @@ void bind_winding(py::module_ &m) {
     double *w = out.mutable_data();
     py::gil_scoped_release release;
     winding(in, n, mesh, rough, w, threads);
+    return out;
+  });
+  m.def("winding_level", [](py::array_t<double, py::array::c_style> points, py::array_t<double, py::array::c_style> vertices,
+                            py::array_t<int64_t, py::array::c_style> faces, py::array_t<int64_t, py::array::c_style> first,
+                            py::array_t<bool, py::array::c_style> closed, bool exact, int threads) {
+    const int64_t n = points.shape(0), bodies = closed.shape(0);
+    const Mesh mesh{vertices.data(), vertices.shape(0), faces.data(), faces.shape(0)};
+    if (first.shape(0) != bodies + 1) throw std::invalid_argument("winding_level: first must have one entry more than closed");
+    py::array_t<double> out(n);
+    const double *in = points.data();
+    const int64_t *f = first.data();
+    const bool *c = closed.data();
+    double *w = out.mutable_data();
+    py::gil_scoped_release release;
+    winding_level(in, n, mesh, f, c, bodies, exact, w, threads);
     return out;
   });
 }
