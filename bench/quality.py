@@ -16,8 +16,7 @@ from sdfvq.core import voxel_size
 from sdfvq.geometry import closest_point
 from sdfvq.mesh import READ, box, load_mesh, make_mesh, merge
 from sdfvq.metrics import compare, sample_surface, topology
-from sdfvq.solid import make_plan
-from sdfvq.voxelize import march, voxelize
+from sdfvq.voxelize import march, planned, voxelize
 
 COLUMNS = ('file', 'resolution', 'faces', 'closed', 'sign', 'chamfer', 'precision', 'recall', 'f', 'precision2', 'recall2', 'recall_outer',
            'edge_manifold', 'components', 'thin', 'voted', 'agree', 'seconds', 'error')
@@ -35,14 +34,14 @@ def measure(
     seconds = time.perf_counter() - start
     closed, h = topology(mesh).watertight, voxel_size(resolution)
     vertices, faces = sdf.transform.to_cube(mesh.vertices), np.asarray(mesh.faces, np.int64)
-    true = make_mesh(*make_plan(vertices, faces, 'winding', h).solid) if closed else make_mesh(vertices, faces)
+    judged, drawn, _, plan = planned(mesh, resolution=resolution, sign='winding' if closed else 'auto')
+    true = make_mesh(*plan.solid) if closed else make_mesh(vertices, faces)
     cube = make_mesh(sdf.transform.to_cube(back.vertices), back.faces)
     c = compare(true, cube, samples, voxel=h, thresholds=(1, 2))
     row = dict(faces=len(faces), closed=closed, sign=sdf.sign, chamfer=c.chamfer_voxels, precision=c.precision[0], recall=c.recall[0], f=c.f1,
                precision2=c.precision[1], recall2=c.recall[1], thin=thin_share(true, h) if closed else '', seconds=seconds)
     if not closed:  # what is buried cannot come back
-        plan = make_plan(vertices, faces, 'auto', h)
-        parts = [(vertices, faces[plan.shell])] + ([plan.solid] if plan.solid else [])
+        parts = [(judged, drawn[plan.shell])] + ([plan.solid] if plan.solid else [])
         outer = merge([make_mesh(*p) for p in parts])
         row['recall_outer'] = compare(outer, cube, samples // 2, voxel=h, thresholds=(1,)).recall[0]
     if resolution <= VOTES and not sdf.sign.startswith('unsigned'):

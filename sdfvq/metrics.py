@@ -5,44 +5,32 @@
 # %% auto #0
 __all__ = ['sample_surface', 'Comparison', 'compare', 'chamfer_points', 'volume_iou', 'Topology', 'topology']
 
-# %% ../nbs/15_metrics.ipynb #bb7f3e1f
+# %% ../nbs/15_metrics.ipynb #6b0e21a3
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from .core import InputError
+from .faces import area_normals, components, sample_faces
 from .geometry import closest_point, winding
 from .mesh import EXTENT
 
-# %% ../nbs/15_metrics.ipynb #9ba16db6
+# %% ../nbs/15_metrics.ipynb #e302e338
 def sample_surface(
     mesh,          # trimesh.Trimesh
     n: int,        # How many points
     seed: int = 0,
 ) -> tuple:
     "Points (n,3) spread evenly over the area, and the face (n,) each lies on; none if the mesh has no area."
-    area = np.linalg.norm(_normals(mesh), axis=1)
-    if not area.sum() > 0: return np.zeros((0, 3)), np.zeros(0, np.int64)
-    g, total = np.random.default_rng(seed), np.cumsum(area / area.max())
-    face = np.minimum(np.searchsorted(total, g.random(n) * total[-1], side='right'), len(area) - 1)
-    s, t = np.sqrt(g.random((n, 1))), g.random((n, 1))
-    a, b, c = _corners(mesh, face)
-    return a + s * ((1 - t) * (b - a) + t * (c - a)), face
+    return sample_faces(_triangles(mesh), n, seed)
 
-def _corners(mesh, pick=slice(None)):
-    "The three corners (n,3) of the faces picked."
-    return np.asarray(mesh.vertices)[np.asarray(mesh.faces)[pick]].reshape(-1, 3, 3).swapaxes(0, 1)
+def _triangles(mesh, pick=slice(None)):
+    "Corners (n,3,3) of the faces picked."
+    return np.asarray(mesh.vertices)[np.asarray(mesh.faces)[pick]].reshape(-1, 3, 3)
 
-def _normals(mesh, pick=slice(None)):
-    "Normals (n,3) of the faces picked, twice as long as their areas."
-    a, b, c = _corners(mesh, pick)
-    return np.cross(b - a, c - a)
-
-# %% ../nbs/15_metrics.ipynb #8715f709
+# %% ../nbs/15_metrics.ipynb #b8c57c6a
 @dataclass(frozen=True)
 class Comparison:
     "Distances between a true surface and another in their own units, from `n` samples on each."
@@ -97,7 +85,7 @@ def _one_way(a, b, n, seed, radii):
     points, face = sample_surface(a, n, seed)
     if not len(points) or not len(b.faces): return dict(d=np.inf, d2=np.inf, max=np.inf, share=(0.0,) * len(radii), cos=0.0)
     d, hit = (x.numpy() for x in closest_point(*_tensors(points, b.vertices, b.faces)))
-    unit = lambda m, k: (x := _normals(m, k)) / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300)
+    unit = lambda m, k: (x := area_normals(_triangles(m, k))) / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300)
     cos = np.abs((unit(a, face) * unit(b, hit)).sum(1))
     share = tuple(float((d < r).mean()) for r in radii)
     return dict(d=float(d.mean()), d2=float((d * d).mean()), max=float(d.max()), share=share, cos=float(cos.mean()))
@@ -118,14 +106,14 @@ def chamfer_points(
     there, back = (cKDTree(y).query(x, workers=-1)[0].mean() for x, y in (points, points[::-1]))
     return float(there + back) / 2
 
-# %% ../nbs/15_metrics.ipynb #8f55e44c
+# %% ../nbs/15_metrics.ipynb #6b070a35
 def volume_iou(
     a, b,               # Meshes
     n: int = 100_000,   # Samples in the box about both
     seed: int = 0,
 ) -> float:
     "Volume inside both by volume inside either (inside: winding number beyond ½); 0 if neither has any."
-    corners = np.concatenate([_corners(m).reshape(-1, 3) for m in (a, b)])
+    corners = np.concatenate([_triangles(m).reshape(-1, 3) for m in (a, b)])
     if not len(corners): return 0.0
     lo, hi = corners.min(0), corners.max(0)
     points = lo + (hi - lo) * np.random.default_rng(seed).random((n, 3))
@@ -171,7 +159,7 @@ class Topology:
                 count(self.duplicate_faces, 'duplicate face')]
         return f"Topology: {', '.join(filter(None, said))}"
 
-# %% ../nbs/15_metrics.ipynb #fb5edef6
+# %% ../nbs/15_metrics.ipynb #24692ee7
 def topology(
     mesh,  # trimesh.Trimesh, or anything with `vertices` and `faces`
 ) -> Topology:
@@ -200,7 +188,7 @@ def _labels(rows):
 
 def _pieces(a, b, n):
     "In how many pieces `n` nodes fall when each a[i] is linked to b[i]."
-    return int(connected_components(coo_matrix((np.ones(len(a), np.int8), (a, b)), (n, n)), directed=False)[0])
+    return int(components((a, b), n).max(initial=-1)) + 1
 
 def _orientable(edge, uses, up, of, n):
     "Does each face, as it is and turned over, fall into two pieces when linked to the neighbours that agree with it?"
@@ -210,6 +198,6 @@ def _orientable(edge, uses, up, of, n):
     return _pieces(np.r_[p, p + n], np.r_[q + clash, q + n - clash], 2 * n) == 2 * _pieces(p, q, n)
 
 def _degenerate(mesh):
-    a, b, c = _corners(mesh)
-    longest = np.max([((p - q)**2).sum(1) for p, q in ((a, b), (b, c), (c, a))], 0)
-    return np.linalg.norm(_normals(mesh), axis=1) <= 1e-8 * longest
+    t = _triangles(mesh)
+    longest = np.square(np.roll(t, -1, 1) - t).sum(2).max(1, initial=0)
+    return np.linalg.norm(area_normals(t), axis=1) <= 1e-8 * longest

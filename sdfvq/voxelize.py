@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERSION', 'PROBE', 'WIDEST', 'LEAST', 'SparseSDF', 'voxelize', 'planned', 'march']
 
-# %% ../nbs/11_voxelize.ipynb #b150c47c
+# %% ../nbs/11_voxelize.ipynb #2ba6a827
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from . import contour, geometry
 from .core import InputError, Transform, atomic_write, check_output, pack_keys, unpack_keys, voxel_size, voxel_to_cube
 from .mesh import check_mesh, make_mesh, normalize as fit_cube, used_vertices
 from .faces import distinct, oriented
-from .sign import across_openings, flood, inside
+from .sign import across_openings, enclosing, flood, inside
 from .solid import SHELL, make_plan
 
 # %% ../nbs/11_voxelize.ipynb #dc1bd42e
@@ -99,7 +99,7 @@ def _fields(f, name, grid):
                 transform=Transform(float(f['scale']), f['offset']) if made_here else Transform(),
                 sign=str(f['sign']) if 'sign' in f else "unknown (file made by others)")
 
-# %% ../nbs/11_voxelize.ipynb #a9aaa068
+# %% ../nbs/11_voxelize.ipynb #effb12c0
 def voxelize(
     vertices,               # (V,3) in any units, or a mesh
     faces=None,             # (F,3), or None with a mesh
@@ -134,8 +134,10 @@ def planned(
     used = used_vertices(faces, len(vertices))
     if not used.all(): vertices, faces = vertices[used], (np.cumsum(used) - 1)[faces]
     vertices, transform = fit_cube(vertices) if normalize else (vertices, Transform())
-    if sign in ('auto', 'winding'): faces = distinct(vertices, faces)
-    faces, given = oriented(vertices, faces), faces
+    given = faces
+    if sign in ('auto', 'winding'):                              # the others ask neither how often nor which way a face is drawn
+        given = distinct(vertices, faces)
+        faces = enclosing(vertices, oriented(vertices, given))
     plan = make_plan(vertices, faces, sign, voxel_size(resolution), gap, lambda: _encloses(vertices, faces, resolution, gap))
     return vertices, faces, transform, replace(plan, why=plan.why + _turned(faces, given) + _clipped(vertices))
 

@@ -30,7 +30,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'volume':    MODELS | {'sparse'},
     'view':      MODELS,
     'report':    MODELS,
-    'metrics':   Only({'core', 'geometry', 'mesh'}),
+    'metrics':   Only({'core', 'geometry', 'faces', 'mesh'}),
     'sparse':    SHAPES | {'fastai'},
     'conv':      SHAPES | QUANTIZERS,
     'attention': SHAPES | QUANTIZERS | {'conv'},
