@@ -113,7 +113,7 @@ def _(coords, distance, resolution, radius):
     _check_flood(coords, distance, radius)
     return torch.from_numpy(ext.flood(coords.numpy(), distance.numpy(), resolution, voxel_size(resolution), radius, torch.get_num_threads()))
 
-# %% ../nbs/07_sign.ipynb #93129e90
+# %% ../nbs/07_sign.ipynb #20512ef4
 EPS = 1e-6                              # in the cube: so near to a face one is on its side
 PATCHES, PROBES, LEAP = 64, 2048, .002  # patches that may be turned; places where the numbers are asked; least gain of a turn
 
@@ -143,14 +143,14 @@ def _both_sides(triangles, n):
     step = EPS * normals / np.linalg.norm(normals, axis=1, keepdims=True)
     return np.concatenate([points + step, points - step])
 
-def _levels(points, vertices, faces):
-    return winding(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (points, vertices, faces))).numpy()
+def _levels(points, vertices, faces, rough=False):
+    return winding(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (points, vertices, faces)), rough=rough).numpy()
 
 def _missed(levels):
     "How far winding numbers are from whole ones, squared."
     return np.square(levels - np.round(levels)).mean()
 
-# %% ../nbs/07_sign.ipynb #bcefc10c
+# %% ../nbs/07_sign.ipynb #e25d5a61
 MOST = 256   # open bodies asked one by one: the largest; the others are asked together
 NEAREST = 32 # points of other rims that are looked at from one
 
@@ -161,6 +161,7 @@ class Judge:
     faces: np.ndarray     # (F,3) body by body
     first: np.ndarray     # (B+1,) int64: where each body's faces begin
     whole: np.ndarray     # (B,) bool: bodies that are closed
+    helped: np.ndarray    # (B,) bool: bodies that the last one winds with; it is not asked alone then
 
     @property
     def closed(self): return len(self.whole) == 1 and bool(self.whole[0])
@@ -168,19 +169,21 @@ class Judge:
     def level(self, points, exact=False):
         "How often (P,) the body that winds most around a point (P,3) does so, in either direction; `exact` where points lie next to faces."
         points = np.ascontiguousarray(points)
-        if ext: return ext.winding_level(points, self.vertices, self.faces, self.first, self.whole, exact, torch.get_num_threads())
-        out = np.zeros(len(points))
-        for begin, end, whole in zip(self.first, self.first[1:], self.whole):
-            corners, near = self.vertices[self.faces[begin:end]].reshape(-1, 3), np.ones(len(points), bool)
+        if ext: return ext.winding_level(points, self.vertices, self.faces, self.first, self.whole, self.helped, exact, torch.get_num_threads())
+        bodies, out = [self.faces[a:b] for a, b in zip(self.first, self.first[1:])], np.zeros(len(points))
+        beside = [bodies.pop()] if self.helped.any() else []
+        for faces, whole, helped in zip(bodies, self.whole, self.helped):
+            parts, near = [faces, *beside] if helped else [faces], np.ones(len(points), bool)
+            corners = self.vertices[np.concatenate(parts)].reshape(-1, 3)
             if len(self.whole) > 1: near = ((points >= corners.min(0)) & (points <= corners.max(0))).all(1)
-            args = (torch.from_numpy(x) for x in (points[near], self.vertices, self.faces[begin:end]))
-            out[near] = np.maximum(out[near], winding(*args, rough=bool(whole) and not exact).abs().numpy())
+            level = sum(_levels(points[near], self.vertices, f, bool(whole) and not exact) for f in parts)
+            out[near] = np.maximum(out[near], abs(level))
         return out
 
 def _judge(vertices, parts):
-    "Of bodies (faces, closed)."
-    faces, whole = zip(*parts)
-    return Judge(np.ascontiguousarray(vertices), np.ascontiguousarray(np.concatenate(faces)), np.cumsum([0, *map(len, faces)]), np.array(whole))
+    "Of bodies (faces, closed, helped)."
+    faces, whole, helped = zip(*parts)
+    return Judge(np.ascontiguousarray(vertices), np.ascontiguousarray(np.concatenate(faces)), np.cumsum([0, *map(len, faces)]), np.array(whole), np.array(helped))
 
 def make_judge(
     vertices,    # (V,3) in the cube
@@ -188,7 +191,7 @@ def make_judge(
     crack=1/32,  # bodies whose rims are nearer than this are one: a shell in pieces
 ) -> Judge:
     "The bodies of a mesh, each to be asked alone or with others."
-    if is_closed(vertices, faces): return _judge(vertices, [(faces, True)])
+    if is_closed(vertices, faces): return _judge(vertices, [(faces, True, False)])
     f = weld(vertices)[faces]
     body = components(np.concatenate([f[:, :2], f[:, ::2]]).T, len(vertices))[f[:, 0]]
     edge, direction = edges(f, len(vertices))
@@ -204,14 +207,13 @@ def make_judge(
     alone = []
     for k in largest if open_.sum() > 1 else ():
         own = body == k
-        part = faces[own], False
-        if (area[own] * (face_kinds(_judge(vertices, [part]), vertices[faces[own]]) == OUTER)).sum() > .5 * area[own].sum():
+        part = faces[own]
+        if (area[own] * (face_kinds(_judge(vertices, [(part, False, False)]), vertices[part]) == OUTER)).sum() > .5 * area[own].sum():
             alone.append(part); together[k] = False
     whole, others = faces[~open_[body]], faces[together[body]]
-    helped = [len(others) > 0 and _helped(vertices, part, others) for part, _ in alone]
-    alone = [(np.concatenate([part, others]), False) if h else (part, False) for (part, _), h in zip(alone, helped)]
-    rest = [(whole, True)] * (len(whole) > 0) + [(others, False)] * (len(others) > 0 and not any(helped))
-    return _judge(vertices, rest + alone)
+    alone = [(part, False, len(others) > 0 and _helped(vertices, part, others)) for part in alone]
+    rest = [(f, closed, False) for f, closed in ((whole, True), (others, False)) if len(f)]
+    return _judge(vertices, rest[:-1] + alone + rest[-1:] if len(others) else rest + alone)
 
 def _helped(vertices, faces, others):
     "Does a body enclose what it does only with the others, which enclose nothing by themselves? Walls, and a floor."

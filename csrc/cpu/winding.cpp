@@ -204,10 +204,11 @@ static void winding(const double *points, int64_t n, const Mesh &mesh, bool roug
 }
 
 // A mesh in bodies: the faces from first[b] to first[b + 1] are one, closed or not. out: [P], how often the body that winds most
-// around a point does so, in either direction; where there are several, one whose box does not hold the point has no say.
+// around a point does so, in either direction; where there are several, one whose box does not hold the point has no say. With
+// helped[b] the last body winds with body b, and is not asked alone.
 // exact: for points next to faces; else fp32, and clusters of closed bodies, whose numbers are whole, are far from ROUGH radii on.
-static void winding_level(const double *points, int64_t n, const Mesh &mesh, const int64_t *first, const bool *closed, int64_t bodies,
-                          bool exact, double *out, int threads) {
+static void winding_level(const double *points, int64_t n, const Mesh &mesh, const int64_t *first, const bool *closed, const bool *helped,
+                          int64_t bodies, bool exact, double *out, int threads) {
   constexpr int64_t BLOCK = 1024;
   check_points(points, n, "winding_level");
   mesh.check("winding_level");
@@ -218,21 +219,33 @@ static void winding_level(const double *points, int64_t n, const Mesh &mesh, con
   const auto point = [&](int64_t k) { return Vec3{points[3 * k], points[3 * k + 1], points[3 * k + 2]}; };
   std::vector<Box> blocks((n + BLOCK - 1) / BLOCK);
   for (int64_t k = 0; k < n; ++k) blocks[k / BLOCK].add(point(order[k]));
-  const auto put = [=](int64_t k, double w) { out[k] = greater(out[k], std::abs(w)); };
-  for (int64_t b = 0; b < bodies; ++b) {
-    const Mesh body{mesh.vertices, mesh.n_vertices, mesh.faces + 3 * first[b], first[b + 1] - first[b]};
-    if (!body.n_faces) continue;
+  const auto part = [&](int64_t b) { return Mesh{mesh.vertices, mesh.n_vertices, mesh.faces + 3 * first[b], first[b + 1] - first[b]}; };
+  const auto box_of = [&](int64_t b) {
     Box box;
-    for (int64_t f = 0; f < body.n_faces; ++f)
-      for (int k = 0; k < 3; ++k) box.add(body.corner(f, k));
+    for (int64_t i = 3 * first[b]; i < 3 * first[b + 1]; ++i) box.add(mesh.vertex(mesh.faces[i]));
+    return box;
+  };
+  const auto ask = [&](int64_t b, const std::vector<int64_t> &which, const auto &put) {
+    if (first[b] == first[b + 1]) return;
+    if (exact) walk_all<double>(points, which, part(b), BETA, threads, put);
+    else walk_all<float>(points, which, part(b), closed[b] ? ROUGH : BETA, threads, put);
+  };
+  std::vector<double> help;
+  Box beside;
+  const bool any = std::any_of(helped, helped + bodies, [](bool h) { return h; });
+  if (any) {
+    help.resize(n), beside = box_of(bodies - 1);
+    ask(bodies - 1, order, [&](int64_t k, double w) { help[k] = w; });
+  }
+  for (int64_t b = 0; b < bodies - any; ++b) {
     std::vector<int64_t> held;
+    Box box = box_of(b);
+    if (helped[b]) box.add(beside);
     for (int64_t k = 0; bodies > 1 && k < n; k += BLOCK)
       if (box.meets(blocks[k / BLOCK]))
         for (int64_t i = k; i < std::min(k + BLOCK, n); ++i)
           if (box.distance2(point(order[i])) == 0) held.push_back(order[i]);
-    const std::vector<int64_t> &which = bodies > 1 ? held : order;
-    if (exact) walk_all<double>(points, which, body, BETA, threads, put);
-    else walk_all<float>(points, which, body, closed[b] ? ROUGH : BETA, threads, put);
+    ask(b, bodies > 1 ? held : order, [&](int64_t k, double w) { out[k] = greater(out[k], std::abs(helped[b] ? w + help[k] : w)); });
   }
 }
 
@@ -250,17 +263,19 @@ void bind_winding(py::module_ &m) {
   });
   m.def("winding_level", [](py::array_t<double, py::array::c_style> points, py::array_t<double, py::array::c_style> vertices,
                             py::array_t<int64_t, py::array::c_style> faces, py::array_t<int64_t, py::array::c_style> first,
-                            py::array_t<bool, py::array::c_style> closed, bool exact, int threads) {
+                            py::array_t<bool, py::array::c_style> closed, py::array_t<bool, py::array::c_style> helped, bool exact,
+                            int threads) {
     const int64_t n = points.shape(0), bodies = closed.shape(0);
     const Mesh mesh{vertices.data(), vertices.shape(0), faces.data(), faces.shape(0)};
-    if (first.shape(0) != bodies + 1) throw std::invalid_argument("winding_level: first must have one entry more than closed");
+    if (first.shape(0) != bodies + 1 || helped.shape(0) != bodies)
+      throw std::invalid_argument("winding_level: first must have one entry more than closed, helped as many");
     py::array_t<double> out(n);
     const double *in = points.data();
     const int64_t *f = first.data();
-    const bool *c = closed.data();
+    const bool *c = closed.data(), *h = helped.data();
     double *w = out.mutable_data();
     py::gil_scoped_release release;
-    winding_level(in, n, mesh, f, c, bodies, exact, w, threads);
+    winding_level(in, n, mesh, f, c, h, bodies, exact, w, threads);
     return out;
   });
 }
