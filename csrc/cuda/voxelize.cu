@@ -203,7 +203,7 @@ struct Nearest {
 
   __device__ float distance2(const Face &f) const {
     const float dx = f.x - x, dy = f.y - y, dz = f.z - z;
-    return dx * dx + dy * dy + dz * dz;
+    return fmaf(dx, dx, fmaf(dy, dy, dz * dz));
   }
   __device__ float exact2(const Face &f) const { return local_distance2(f.local, x, y, z); }
 
@@ -285,9 +285,10 @@ __global__ static void __launch_bounds__(BLOCK, 2) evaluate(Mesh mesh, Grid grid
 
     // A middle of a face q is a point of the surface, so a face is out where all of it is farther than q from every voxel v:
     // |v - m| - |v - q| > r for its ball (m, r), and the left side is (|v - m|^2 - |v - q|^2) / (|v - m| + |v - q|), linear over
-    // its bound. A face larger than the voxels' box is out by its distance from their centre.
+    // its bound, where a tangent stands for a root. A face larger than the voxels' box is out by its distance from their centre.
     const int q = near.see(faces, n, radius);
     const float ball = sqrtf(near.ball2), limit = fminf(width + radius, fminf(ball, sqrtf(near.upper2)) + 2 * radius) + slack;
+    const float touch = fmaxf(ball, radius), tangent = 0.5f / touch, apart = 0.5f * touch + ball + 2 * radius;
     if (q >= 0) improve(group, faces[q]);
     int count = 0;
     for (int base = 0; base < n; base += 8) {
@@ -299,8 +300,8 @@ __global__ static void __launch_bounds__(BLOCK, 2) evaluate(Mesh mesh, Grid grid
           keep = near.exact2(f) <= limit * limit;
         } else {
           const float m2 = near.distance2(f), far = limit + f.r;
-          const float gap = m2 - near.ball2 - h * (fabsf(f.x - near.qx) + fabsf(f.y - near.qy) + 3 * fabsf(f.z - near.qz));
-          keep = m2 <= far * far && gap <= f.r * (sqrtf(m2) + ball + 2 * radius);
+          const float away = fmaf(3, fabsf(f.z - near.qz), fabsf(f.x - near.qx) + fabsf(f.y - near.qy));
+          keep = m2 <= far * far && fmaf(-h, away, m2 - near.ball2) <= f.r * fmaf(m2, tangent, apart);
         }
       }
       const unsigned votes = __ballot_sync(ALL, keep);
