@@ -33,6 +33,22 @@ SDFVQ_HD inline Vec3 cross(Vec3 a, Vec3 b) { return {a.y * b.z - a.z * b.y, a.z 
 SDFVQ_HD inline double lesser(double a, double b) { return a < b ? a : b; }
 SDFVQ_HD inline double greater(double a, double b) { return a > b ? a : b; }
 
+// In CUDA one instruction each; what that makes of NaN, and of zeros of two signs, shows in no distance.
+SDFVQ_HD inline float lesser(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return fminf(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+SDFVQ_HD inline float greater(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return fmaxf(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
 // A triangle made ready for many distances. Where it is so thin that its normal is noise (height < 1e-8 of its longest edge)
 // its three edges stand for it, which moves no point by more than that height: slivers and points need no case of their own.
 struct Triangle {
@@ -80,12 +96,13 @@ SDFVQ_HD inline double distance2(const Triangle &t, Vec3 p) {
 // A triangle as seen from a point near it, for fp32 distances about that point: unit vectors, and offsets that were worked out in
 // double. Every number that decides a distance is then of the size of the neighbourhood, wherever the triangle's corners are.
 struct LocalTriangle {
-  static constexpr int FLOATS = 31;  // height: normal, offset.  Each edge: along, from, to, across, offset
+  static constexpr int FLOATS = 31;  // height: normal, offset.  Each edge: along, from, across, offset.  The edges' ends
   float n[3], h;
   struct Edge {
-    float u[3], lo, hi;  // along the edge; where it begins and ends
-    float m[3], e;       // in the plane, square to the edge, pointing inwards; how far inside the origin is
+    float u[3], lo;  // along the edge; where it begins
+    float m[3], e;   // in the plane, square to the edge, pointing inwards; how far inside the origin is
   } edge[3];
+  float hi[3];       // where each edge ends
 };
 
 SDFVQ_HD inline void store(float *to, Vec3 v) { to[0] = float(v.x), to[1] = float(v.y), to[2] = float(v.z); }
@@ -118,7 +135,7 @@ SDFVQ_HD inline LocalTriangle make_local(Vec3 a, Vec3 b, Vec3 c) {
     const Vec3 u = l2 > 0 ? unit(along[k]) : Vec3{k < 2 ? 1.0 : -1.0, 0, 0}, m = cross(n, u);
     const double start = dot(u, from[k]);
     store(t.edge[k].u, u), store(t.edge[k].m, m);
-    t.edge[k].lo = float(start), t.edge[k].hi = float(start + std::sqrt(l2)), t.edge[k].e = float(-dot(m, from[k]));
+    t.edge[k].lo = float(start), t.hi[k] = float(start + std::sqrt(l2)), t.edge[k].e = float(-dot(m, from[k]));
   }
   return t;
 }
@@ -130,10 +147,10 @@ SDFVQ_HD inline float local_distance2(const LocalTriangle &t, float dx, float dy
   for (int k = 0; k < 3; ++k) {
     const LocalTriangle::Edge &g = t.edge[k];
     const float s = g.u[0] * dx + g.u[1] * dy + g.u[2] * dz, e = g.e + (g.m[0] * dx + g.m[1] * dy + g.m[2] * dz);
-    const float low = s > g.lo ? s : g.lo, past = s - (low < g.hi ? low : g.hi), d2 = past * past + e * e;
-    in = e < in ? e : in, plane = d2 < plane ? d2 : plane;
+    const float past = s - lesser(greater(s, g.lo), t.hi[k]), d2 = past * past + e * e;
+    in = lesser(e, in), plane = lesser(d2, plane);
   }
-  const float h = t.h + (t.n[0] * dx + t.n[1] * dy + t.n[2] * dz), inside = in > 0 ? in : 0;
+  const float h = t.h + (t.n[0] * dx + t.n[1] * dy + t.n[2] * dz), inside = greater(in, 0.0f);
   return h * h + (plane - inside * inside);
 }
 

@@ -14,12 +14,13 @@
 namespace sdfvq {
 
 static constexpr int BRICK = 8, ROWS = BRICK * BRICK, WORDS = ROWS * BRICK / 32;
-static constexpr int TILE = 128;      // faces of a brick that are in shared memory at once
+static constexpr int TILE = 128;      // faces of a brick that are in shared memory at once; fewer than 256
 static constexpr int LEVELS = 16;     // of cells: 8 voxels, 16, ...
 static constexpr int NOWHERE = -1;    // the level of a cell that is not there
 static constexpr unsigned ALL = ~0u;  // lanes
 static constexpr double SQRT3 = 1.7320508075688773;
 static constexpr double SLACK = 2e-6, TIE = 1e-5;  // as in csrc/cpu/voxelize.cpp
+static constexpr float BIG = 0.5f;                 // a face with a larger radius is not known well enough to be bounded from below
 
 struct Grid {
   int resolution, bricks;  // along an axis
@@ -159,11 +160,38 @@ __global__ static void gather(Grid grid, const Place *places, int64_t n, Brick *
   bricks[p.bricks] = {p.pairs, uint16_t(i / grid.bricks / grid.bricks), uint16_t(i / grid.bricks % grid.bricks), uint16_t(i % grid.bricks)};
 }
 
-// In double, so that the set of voxels is exact.
-__device__ __noinline__ static bool settle(const Mesh &mesh, const int32_t *list, int64_t n, Vec3 p, double width) {
+// In double, so that the set of voxels is exact: the squared distances of the brick's voxels `ties`, as bits, into `least`. The block
+// shares out all pairs of a voxel and a face: where many faces meet, one thread would hold up the others for milliseconds.
+__device__ __noinline__ static void settle(const Mesh &mesh, const Grid &grid, const Brick &brick, const int32_t *list, int64_t n,
+                                           const uint16_t *ties, int n_ties, unsigned long long *least) {
   double d2 = HUGE_VAL;
-  for (int64_t k = 0; k < n; ++k) d2 = lesser(d2, distance2(mesh.triangle(list[k]), p));
-  return sqrt(d2) < width;
+  for (int64_t i = threadIdx.x; i < n_ties * n; i += BLOCK) {
+    const int64_t tie = i / n;
+    const int v = ties[tie], x = brick.x * BRICK + v / ROWS, y = brick.y * BRICK + v / BRICK % BRICK, z = brick.z * BRICK + v % BRICK;
+    d2 = lesser(d2, distance2(mesh.triangle(list[i - tie * n]), grid.centre(x, y, z, 1)));
+    if ((i + BLOCK) / n == tie) continue;
+    atomicMin(least + v, (unsigned long long)(__double_as_longlong(d2)));
+    d2 = HUGE_VAL;
+  }
+}
+
+// No voxel of the 2 x 2 x 4 that begin at (x, y, z) is nearer to the face than its plane, nor nearer than the line of an edge that its
+// foot is beyond. Is one of these bounds, less `slack`, within the voxel's squared distance `d2` so far?
+__device__ static bool may_improve(const LocalTriangle &t, float x, float y, float z, float h, float slack, const float *d2) {
+  bool may = false;
+  for (int j = 0; j < 4; ++j) {
+    const float px = j < 2 ? x : x + h, py = j & 1 ? y + h : y, height = fmaf(t.n[0], px, fmaf(t.n[1], py, t.h));
+    float inside[3];
+    for (int k = 0; k < 3; ++k) inside[k] = fmaf(t.edge[k].m[0], px, fmaf(t.edge[k].m[1], py, t.edge[k].e));
+    const float4 known = reinterpret_cast<const float4 *>(d2)[j];
+    for (int i = 0; i < 4; ++i) {
+      const float pz = fmaf(float(i), h, z), up = fmaf(t.n[2], pz, height);
+      float out = 0;
+      for (int k = 0; k < 3; ++k) out = fminf(out, fmaf(t.edge[k].m[2], pz, inside[k]));
+      may |= fmaf(out, out, fmaf(up, up, -slack)) <= (i == 0 ? known.x : i == 1 ? known.y : i == 2 ? known.z : known.w);
+    }
+  }
+  return may;
 }
 
 // What eight lanes know about the faces near the centre of their 2 x 2 x 4 voxels.
@@ -175,24 +203,26 @@ struct Nearest {
 
   __device__ float distance2(const Face &f) const {
     const float dx = f.x - x, dy = f.y - y, dz = f.z - z;
-    return dx * dx + dy * dy + dz * dz;
+    return fmaf(dx, dx, fmaf(dy, dy, dz * dz));
   }
   __device__ float exact2(const Face &f) const { return local_distance2(f.local, x, y, z); }
 
-  __device__ void see(const Face *faces, int n, float radius) {
+  // Which of these faces has a middle nearer than all before, if any.
+  __device__ int see(const Face *faces, int n, float radius) {
     int at = -1;
     for (int k = threadIdx.x & 7; k < n; k += 8) {
       const float m2 = distance2(faces[k]);
       if (m2 < ball2) ball2 = m2, at = k;
       if (faces[k].r > radius) upper2 = fminf(upper2, exact2(faces[k]));
     }
-    if (at >= 0) qx = faces[at].x, qy = faces[at].y, qz = faces[at].z;
     for (int d = 4; d; d /= 2) {
       const float other = __shfl_xor_sync(ALL, ball2, d);
-      const float ox = __shfl_xor_sync(ALL, qx, d), oy = __shfl_xor_sync(ALL, qy, d), oz = __shfl_xor_sync(ALL, qz, d);
-      if (other < ball2) ball2 = other, qx = ox, qy = oy, qz = oz;
+      const int index = __shfl_xor_sync(ALL, at, d);
+      if (other < ball2 || (other == ball2 && index > at)) ball2 = other, at = index;
       upper2 = fminf(upper2, __shfl_xor_sync(ALL, upper2, d));
     }
+    if (at >= 0) qx = faces[at].x, qy = faces[at].y, qz = faces[at].z;
+    return at;
   }
 };
 
@@ -202,8 +232,12 @@ __global__ static void __launch_bounds__(BLOCK, 2) evaluate(Mesh mesh, Grid grid
                                                             uint32_t *masks, int64_t *places, float *pool, int64_t capacity,
                                                             unsigned long long *total) {
   __shared__ Face faces[TILE];
-  __shared__ uint8_t chosen[BLOCK / 8][TILE];
+  __shared__ uint16_t pairs[BLOCK / 32][4 * TILE];  // of each warp: a face's index, and 256 times that of eight lanes
+  alignas(16) __shared__ float least2[ROWS * BRICK];
+  __shared__ unsigned long long settled[ROWS * BRICK];
+  __shared__ uint16_t ties[ROWS * BRICK];
   __shared__ uint32_t mask[WORDS];
+  __shared__ int n_ties;
   __shared__ int64_t place;
   const Brick brick = bricks[blockIdx.x];
   const int64_t n_list = bricks[blockIdx.x + 1].first - brick.first;
@@ -211,16 +245,29 @@ __global__ static void __launch_bounds__(BLOCK, 2) evaluate(Mesh mesh, Grid grid
   const Vec3 centre = grid.centre(cx, cy, cz, BRICK);
   list += brick.first;
   if (threadIdx.x < WORDS) mask[threadIdx.x] = 0;
+  if (threadIdx.x == 0) n_ties = 0;
 
   // A warp has 4^3 voxels, eight lanes of it 2 x 2 x 4, a lane two.
-  const int group = threadIdx.x / 8, lane = threadIdx.x & 7;
-  const int gx = (group >> 4) * 4 + (group >> 1 & 1) * 2, gy = (group >> 3 & 1) * 4 + (group & 1) * 2, gz = (group >> 2 & 1) * 4;
-  const int x = gx + (lane >> 2), y = gy + (lane >> 1 & 1), z = gz + (lane & 1) * 2;
+  const int warp = threadIdx.x / 32, group = threadIdx.x / 8 & 3, lane = threadIdx.x & 7;
+  const int wx = (warp >> 2) * 4, wy = (warp >> 1 & 1) * 4, wz = (warp & 1) * 4;
+  const int gx = wx + (group >> 1) * 2, gy = wy + (group & 1) * 2, x = gx + (lane >> 2), y = gy + (lane >> 1 & 1), z = wz + (lane & 1) * 2;
   const auto at = [&](double i) { return float((i - 0.5 * (BRICK - 1)) * grid.h); };
-  const float px = at(x), py = at(y), pz[2] = {at(z), at(z + 1)};
+  const float px[2] = {at(x & 5), at(x | 2)}, py[2] = {at(y & 5), at(y | 2)}, pz[2] = {at(z), at(z + 1)};  // of the lane in any group
+  const float ox = at(wx), oy = at(wy), oz = at(wz);
   const float width = float(grid.width), h = float(grid.h), slack = float(SLACK), radius = 1.6583124f * h;  // half of |1, 1, 3|
-  Nearest near{at(gx + 0.5), at(gy + 0.5), at(gz + 1.5)};
-  float d2[2] = {HUGE_VALF, HUGE_VALF};
+  Nearest near{at(gx + 0.5), at(gy + 0.5), at(wz + 1.5)};
+
+  // Beyond the band, and beyond the doubt about its edge, no distance matters. Rounding moves none by half of `doubt`.
+  const float beyond = width * float(1 + 2 * TIE), doubt = slack * (2 + width), slack2 = (2 * beyond + doubt) * doubt;
+  float *warp2 = least2 + warp * 64, *own2 = warp2 + group * 16 + lane * 2;
+  own2[0] = own2[1] = beyond * beyond;
+  const auto improve = [&](int group, const Face &face) {
+    const LocalTriangle t = face.local;
+    const float x = px[group >> 1], y = py[group & 1];
+    int *d2 = reinterpret_cast<int *>(warp2 + group * 16 + lane * 2);  // what is not negative orders as its bits do
+    atomicMin(d2, __float_as_int(local_distance2(t, x, y, pz[0])));
+    atomicMin(d2 + 1, __float_as_int(local_distance2(t, x, y, pz[1])));
+  };
 
   for (int64_t first = 0; first < n_list; first += TILE) {
     const int n = int(min(n_list - first, int64_t(TILE)));
@@ -238,42 +285,69 @@ __global__ static void __launch_bounds__(BLOCK, 2) evaluate(Mesh mesh, Grid grid
 
     // A middle of a face q is a point of the surface, so a face is out where all of it is farther than q from every voxel v:
     // |v - m| - |v - q| > r for its ball (m, r), and the left side is (|v - m|^2 - |v - q|^2) / (|v - m| + |v - q|), linear over
-    // its bound. A face larger than the voxels' box is out by its distance from their centre.
-    near.see(faces, n, radius);
+    // its bound, where a tangent stands for a root. A face larger than the voxels' box is out by its distance from their centre.
+    const int q = near.see(faces, n, radius);
     const float ball = sqrtf(near.ball2), limit = fminf(width + radius, fminf(ball, sqrtf(near.upper2)) + 2 * radius) + slack;
+    const float touch = fmaxf(ball, radius), tangent = 0.5f / touch, apart = 0.5f * touch + ball + 2 * radius;
+    if (q >= 0) improve(group, faces[q]);
     int count = 0;
     for (int base = 0; base < n; base += 8) {
-      bool keep = base + lane < n;
+      const int k = base + lane;
+      bool keep = k < n && k != q;
       if (keep) {
-        const Face &f = faces[base + lane];
+        const Face &f = faces[k];
         if (f.r > radius) {
           keep = near.exact2(f) <= limit * limit;
         } else {
           const float m2 = near.distance2(f), far = limit + f.r;
-          const float gap = m2 - near.ball2 - h * (fabsf(f.x - near.qx) + fabsf(f.y - near.qy) + 3 * fabsf(f.z - near.qz));
-          keep = m2 <= far * far && gap <= f.r * (sqrtf(m2) + ball + 2 * radius);
+          const float away = fmaf(3, fabsf(f.z - near.qz), fabsf(f.x - near.qx) + fabsf(f.y - near.qy));
+          keep = m2 <= far * far && fmaf(-h, away, m2 - near.ball2) <= f.r * fmaf(m2, tangent, apart);
         }
       }
-      const unsigned votes = __ballot_sync(ALL, keep) >> (threadIdx.x & 24) & 255;
-      if (keep) chosen[group][count + __popc(votes & low_bits(lane))] = uint8_t(base + lane);
+      const unsigned votes = __ballot_sync(ALL, keep);
+      if (keep) pairs[warp][count + __popc(votes & low_bits(threadIdx.x & 31))] = uint16_t(group << 8 | k);
       count += __popc(votes);
     }
     __syncwarp();
-    for (int k = 0; k < count; ++k) {
-      const LocalTriangle t = faces[chosen[group][k]].local;
-      d2[0] = fminf(d2[0], local_distance2(t, px, py, pz[0]));
-      d2[1] = fminf(d2[1], local_distance2(t, px, py, pz[1]));
+
+    // Each lane asks of one pair whether it can still matter; then each eight take one of those that can. They are written over
+    // those that have been asked about, and bound those that have not.
+    int to = 0, from = 0;
+    for (int base = 0; base < count; base += 32) {
+      const int k = base + (threadIdx.x & 31);
+      const int pair = k < count ? pairs[warp][k] : 0, g = pair >> 8;
+      const Face &f = faces[pair & 255];
+      bool keep = k < count;
+      if (keep && f.r <= BIG) keep = may_improve(f.local, ox + (g >> 1) * 2 * h, oy + (g & 1) * 2 * h, oz, h, slack2, warp2 + g * 16);
+      const unsigned votes = __ballot_sync(ALL, keep);
+      if (keep) pairs[warp][to + __popc(votes & low_bits(threadIdx.x & 31))] = uint16_t(pair);
+      to += __popc(votes);
+      __syncwarp();
+      for (const int whole = base + 32 < count ? 3 : 0; from + whole < to; from += 4)
+        if (from + group < to) improve(pairs[warp][from + group] >> 8, faces[pairs[warp][from + group] & 255]);
+      __syncwarp();
     }
   }
 
-  uint32_t in = 0;
-  for (int k = 0; k < 2; ++k) {
-    const float d = d2[k] = sqrtf(d2[k]);
-    bool inside = d < width;
-    if (fabsf(d - width) < float(TIE * grid.width)) inside = settle(mesh, list, n_list, grid.centre(cx + x, cy + y, cz + z + k, 1), grid.width);
-    if (max(cx + x, max(cy + y, cz + z + k)) < grid.resolution) in |= uint32_t(inside) << k;
-  }
   const int voxel = (x * BRICK + y) * BRICK + z, word = voxel / 32;
+  float d2[2];
+  uint32_t in = 0, tied = 0;
+  __syncwarp();
+  for (int k = 0; k < 2; ++k) {
+    const float d = d2[k] = sqrtf(own2[k]);
+    in |= uint32_t(d < width) << k;
+    if (!(fabsf(d - width) < float(TIE * grid.width))) continue;
+    tied |= 1u << k, ties[atomicAdd(&n_ties, 1)] = uint16_t(voxel + k), settled[voxel + k] = ~0ull;
+  }
+  __syncthreads();
+  if (n_ties) {
+    settle(mesh, grid, brick, list, n_list, ties, n_ties, settled);
+    __syncthreads();
+  }
+  for (int k = 0; k < 2; ++k) {
+    if (tied >> k & 1) in = (in & ~(1u << k)) | uint32_t(sqrt(__longlong_as_double((long long)(settled[voxel + k]))) < grid.width) << k;
+    if (max(cx + x, max(cy + y, cz + z + k)) >= grid.resolution) in &= ~(1u << k);
+  }
   if (in) atomicOr(mask + word, in << (voxel & 31));
   __syncthreads();
   int before = 0, all = 0;
