@@ -1,22 +1,15 @@
-"""sdfvq's geometry against named peers: interleaved in one process, each row behind a gate which shows that both do the same.
+"""sdfvq's geometry on the CPU against libigl, scikit-image, PyMCubes, mesh2sdf, torch and a Python dict.
 
-    python bench/geometry.py [--quick] [--rows march join] [--threads 2] [--out folder]
-
-A gate that does not hold makes its row FAILED and the exit code 1; a goal that is missed is only said. For Linux."""
-import argparse, json, os, platform, statistics, subprocess, sys, time
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime, timezone
+    python bench/geometry.py [--quick] [--rows march join] [--threads 2] [--out folder]"""
+import json, os, subprocess, sys
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
+from harness import Row, machine, main
 from sdfvq import geometry
 from sdfvq.core import voxel_to_cube
 from sdfvq.mesh import blob, normalize
@@ -26,22 +19,6 @@ from sdfvq.voxelize import march, voxelize
 
 BAND, JOIN_ROWS, TABLE_ROWS, DICT_ROWS, SIDE = 4.0, 42_600_000, 100_000, 1_000_000, 512
 PEERS = dict(igl='libigl', skimage='scikit-image', mcubes='PyMCubes', mesh2sdf='mesh2sdf')  # module → package
-ALONE = 'none'
-
-@dataclass(frozen=True)
-class Row:
-    "One line of the table. What `setup` and `gate` do is not timed."
-    name: str
-    work: str
-    ours: Callable                # (x) → result, where x is what `setup` gave
-    gate: Callable                # (x, our result, the peer's result) → (does it hold?, what was measured)
-    setup: Callable = lambda: None
-    goal: float = None            # Least ratio of the peer's time to ours; without a peer the most of `unit`
-    peer: Callable = None         # (x) → result
-    by: str = ALONE               # What the peer is
-    needs: str = ''               # Module that the peer comes from
-    share: float = 1.0            # Of the work that the peer does; its time is divided by it
-    unit: str = 's'               # 'GB': our result has that number, and it is not the time that counts
 
 # What is worked on
 
@@ -89,6 +66,7 @@ def dictionary():
 
 def igl_distance(kind):
     def run(x):
+        os.environ['IGL_NUM_THREADS'] = str(torch.get_num_threads())   # read at its first call
         igl = import_module('igl')
         return igl.signed_distance(x, *shape(), getattr(igl, f'SIGNED_DISTANCE_TYPE_{kind}'))[0]
     return run
@@ -221,87 +199,6 @@ ROWS = [
       for k, order in enumerate(ORDERS)],
 ]
 
-# The loop
-
-def timed(f, x):
-    start = time.perf_counter()
-    out = f(x)
-    return time.perf_counter() - start, out
-
-def run(row, reps, peer_reps):
-    "The row's result as a dict; its times are medians of runs by turns, after one of each that the gate looks at."
-    out = dict(name=row.name, work=row.work, peer=row.by, unit=row.unit, goal=row.goal, status='ok')
-    if row.needs and not find_spec(row.needs): return out | dict(status='peer not installed')
-    try:
-        x = row.setup()
-        ours, theirs = row.ours(x), row.peer(x) if row.peer else None
-        ok, out['gate'] = row.gate(x, ours, theirs)
-    except Exception as e: ok, out['gate'] = False, f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
-    if not ok: return out | dict(status='FAILED')
-    if row.unit == 'GB': return out | verdict(row, ours['GB'])
-    del ours, theirs
-    mine, others = [], []
-    for i in range(max(reps, peer_reps)):
-        if i < reps: mine.append(timed(row.ours, x)[0])
-        if row.peer and i < peer_reps: others.append(timed(row.peer, x)[0] / row.share)
-    median = statistics.median
-    return out | dict(all_ours=mine, all_peer=others) | verdict(row, median(mine), median(others) if others else None)
-
-def verdict(row, ours, peer=None):
-    ratio = peer / ours if peer else None
-    met = None if row.goal is None else (ratio >= row.goal if peer else ours <= row.goal)
-    return dict(ours=ours, theirs=peer, ratio=ratio, met=met)
-
-def machine():
-    "What the numbers depend on; nothing that names the machine."
-    a, b = np.ones(2**25), np.empty(2**25)
-    m = torch.rand(2048, 2048)
-    best = lambda f: min(timed(lambda _: f(), None)[0] for _ in range(7))
-    cpu = next((line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')), platform.machine())
-    return dict(cpu=cpu, cores=len(os.sched_getaffinity(0)), threads=torch.get_num_threads(), date=f'{datetime.now(timezone.utc):%Y-%m-%d}',
-                python=platform.python_version(), numpy=np.__version__, torch=torch.__version__,
-                peers={p: version(p) for m, p in PEERS.items() if find_spec(m)},
-                memcpy_GBs=a.nbytes / best(lambda: np.copyto(b, a)) / 1e9, sgemm_GFLOPs=2 * 2048**3 / best(lambda: m @ m) / 1e9)
-
-def table(facts, rows):
-    "The Markdown page."
-    number = lambda v, unit: '–' if v is None else f'{v:.2f} GB' if unit == 'GB' else f'{v:.3g} s' if v >= 1 else f'{v * 1e3:.3g} ms'
-    def line(r):
-        if r['status'] != 'ok': return [r['name'], r['work'], r['peer'], r['status'], '', '', '', r.get('gate', '')]
-        unit = r['unit']
-        goal = '–' if r['goal'] is None else f"{'≥' if r['ratio'] else '≤'} {r['goal']:g}{'×' if r['ratio'] else ' ' + unit}"
-        if r['met'] is not None: goal += ', met' if r['met'] else ', missed'
-        ratio = f"{r['ratio']:.3g}×" if r['ratio'] else '–'
-        return [r['name'], r['work'], r['peer'], number(r['ours'], unit), number(r['theirs'], unit), ratio, goal, r['gate']]
-    head = ['row', 'work', 'peer', 'ours', "peer's time", 'ratio', 'goal', 'gate']
-    said = (f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads; memcpy {facts['memcpy_GBs']:.1f} GB/s, "
-            f"SGEMM {facts['sgemm_GFLOPs']:.0f} GFLOP/s; Python {facts['python']}, NumPy {facts['numpy']}, PyTorch {facts['torch']}, "
-            + ', '.join(f'{p} {v}' for p, v in facts['peers'].items()) + f"; {facts['date']}.")
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, ['---'] * len(head), *map(line, rows))]
-    return '\n'.join(['# Geometry on the CPU', '', said, '', *lines, ''])
-
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--rows', nargs='+', default=[''], help='only rows with one of these in their names')
-    p.add_argument('--reps', type=int, default=7, help='timed runs of each side')
-    p.add_argument('--quick', action='store_true', help='each peer only twice')
-    p.add_argument('--threads', type=int, default=torch.get_num_threads(), help='of torch, sdfvq and igl')
-    p.add_argument('--out', type=Path, default=Path(__file__).parent/'results')
-    p.add_argument('--peak', type=int, help=argparse.SUPPRESS)
-    a = p.parse_args()
-    torch.set_num_threads(a.threads)
-    os.environ['IGL_NUM_THREADS'] = str(a.threads)   # igl reads it at its first call
-    if a.peak: return print_peak(a.peak)
-    facts, results = machine(), []
-    for row in ROWS:
-        if not any(part in row.name for part in a.rows): continue
-        results.append(r := run(row, a.reps, 2 if a.quick else a.reps))
-        print(r['name'], r['status'], *(f'{k} {r[k]:.4g}' for k in ('ours', 'theirs', 'ratio') if r.get(k)), r.get('gate', ''), sep='  ',
-              file=sys.stderr, flush=True)
-    a.out.mkdir(parents=True, exist_ok=True)
-    (a.out/'geometry_cpu.json').write_text(json.dumps(dict(machine=facts, rows=results), indent=1) + '\n', encoding='utf-8')
-    (a.out/'geometry_cpu.md').write_text(text := table(facts, results), encoding='utf-8')
-    print(text)
-    return int(any(r['status'] == 'FAILED' for r in results))
-
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    if sys.argv[1:2] == ['--peak']: sys.exit(print_peak(int(sys.argv[2])))
+    sys.exit(main(__doc__, 'Geometry on the CPU', 'geometry_cpu', ROWS, lambda: machine(PEERS)))
