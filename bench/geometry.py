@@ -181,16 +181,16 @@ ROWS = [
         igl_distance('UNSIGNED'), 'igl.signed_distance, unsigned, at the same points', 'igl'),
     Row('band signed 128', 'signed distance, ours in the band, the peer on the whole grid', whole_field(128), same_dense, goal=500,
         peer=lambda x: mesh2sdf_compute(128), by='mesh2sdf.compute', needs='mesh2sdf'),
-    *[Row(f'band signed {R} alone', 'signed distance at all voxels of the band', whole_field(R), same_sample, goal=goal)
-      for R, goal in ((64, None), (256, None), (1024, .75))],
+    *[Row(f'band signed {R} alone', 'signed distance at all voxels of the band', whole_field(R), same_sample, most=most)
+      for R, most in ((64, None), (256, None), (1024, .75))],
     Row('band memory 1024', 'largest resident set of a process that does only this', lambda x: peak(1024), same_voxels,
-        goal=1.5, unit='GB'),
+        most=1.5, unit='GB'),
     Row('march 512 skimage', 'marching cubes, ours on the band, the peer on the dense grid', lambda x: march(x[0]), same_vertices,
         marched(512), 20, lambda x: import_module('skimage.measure').marching_cubes(x[1], 0.0, method='lewiner'),
         'skimage.measure.marching_cubes', 'skimage'),
     Row('march 512 mcubes', 'the same', lambda x: march(x[0]), same_vertices, marched(512), 80,
         lambda x: import_module('mcubes').marching_cubes(x[1], 0.0), 'mcubes.marching_cubes', 'mcubes'),
-    Row('march 1024 alone', 'marching cubes on the band', lambda x: march(x[0]), on_surface, marched(1024, False), .4),
+    Row('march 1024 alone', 'marching cubes on the band', lambda x: march(x[0]), on_surface, marched(1024, False), most=.4),
     *[join_row(f'{order} read', k, 1 / 4, lambda x: read(x[0]), 'one read of the rows: torch sum over int64, all threads')
       for k, order in enumerate(ORDERS)],
     join_row('sorted dict', 0, 200, lambda x: look_up(x[0], x[3]), f'Python dict, its time for {DICT_ROWS:,} rows scaled up',

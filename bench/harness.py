@@ -22,7 +22,8 @@ class Row:
     ours: Callable                # (x) → result, where x is what `setup` gave
     gate: Callable                # (x, our result, the peer's result) → (does it hold?, what was measured)
     setup: Callable = lambda: None
-    goal: float = None            # Least ratio of the peer's time to ours; without a peer the most of `unit`
+    goal: float = None            # Least ratio of the peer's time to ours
+    most: float = None            # Most of `unit`
     peer: Callable = None         # (x) → result
     by: str = ALONE               # What the peer is
     needs: str = ''               # Module that the peer comes from
@@ -46,7 +47,7 @@ def timed(f, x, device='cpu'):
 
 def run(row, reps, peer_reps):
     "The row's result as a dict; its times are medians of runs by turns, after one of each that the gate looks at."
-    out = dict(name=row.name, work=row.work, peer=row.by, unit=row.unit, goal=row.goal, status='ok')
+    out = dict(name=row.name, work=row.work, peer=row.by, unit=row.unit, goal=row.goal, most=row.most, status='ok')
     if row.needs and not find_spec(row.needs): return out | dict(status='peer not installed')
     try:
         x = row.setup()
@@ -65,8 +66,8 @@ def run(row, reps, peer_reps):
 
 def verdict(row, ours, peer=None):
     ratio = peer / ours if peer else None
-    met = None if row.goal is None else (ratio >= row.goal if peer else ours <= row.goal)
-    return dict(ours=ours, theirs=peer, ratio=ratio, met=met)
+    met = ([] if row.goal is None else [ratio >= row.goal]) + ([] if row.most is None else [ours <= row.most])
+    return dict(ours=ours, theirs=peer, ratio=ratio, met=all(met) if met else None)
 
 def machine(peers):
     "What the numbers depend on, and the peers' versions by package; nothing that names the machine."
@@ -94,8 +95,8 @@ def table(title, facts, rows):
     def line(r):
         if r['status'] != 'ok': return [r['name'], r['work'], r['peer'], r['status'], '', '', '', r.get('gate', '')]
         unit = r['unit']
-        goal = '–' if r['goal'] is None else f"{'≥' if r['ratio'] else '≤'} {r['goal']:g}{'×' if r['ratio'] else ' ' + unit}"
-        if r['met'] is not None: goal += ', met' if r['met'] else ', missed'
+        goal = [f"≥ {r['goal']:g}×"] * (r['goal'] is not None) + [f"≤ {number(r['most'], unit)}"] * (r['most'] is not None)
+        goal = ', '.join(goal + ['met' if r['met'] else 'missed']) if goal else '–'
         ratio = f"{r['ratio']:.3g}×" if r['ratio'] else '–'
         return [r['name'], r['work'], r['peer'], number(r['ours'], unit), number(r['theirs'], unit), ratio, goal, r['gate']]
     head = ['row', 'work', 'peer', 'ours', "peer's time", 'ratio', 'goal', 'gate']
