@@ -23,11 +23,11 @@ class Row:
     gate: Callable                # (x, our result, the peer's result) → (does it hold?, what was measured)
     setup: Callable = lambda: None
     goal: float = None            # Least ratio of the peer's time to ours
-    most: float = None            # Most of `unit`
     peer: Callable = None         # (x) → result
     by: str = ALONE               # What the peer is
     needs: str = ''               # Module that the peer comes from
     share: float = 1.0            # Of the work that the peer does; its time is divided by it
+    most: float = None            # Most of `unit`
     unit: str = 's'               # 'GB': our result has that number, and it is not the time that counts
     device: str = 'cpu'           # 'cuda': timed by events on the GPU
 
