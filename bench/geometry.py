@@ -10,7 +10,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from harness import Row, machine, main
-from sdfvq import geometry
+from sdfvq import contour, geometry
 from sdfvq.core import voxel_to_cube
 from sdfvq.mesh import blob, normalize
 from sdfvq.metrics import topology
@@ -126,7 +126,7 @@ def same_vertices(x, ours, theirs):
     mine = (ours.vertices + 1) * s.resolution / 2 - .5
     far = cKDTree(others).query(mine, workers=-1)[0].max()
     more, t = len(mine) / len(others) - 1, topology(ours)
-    ok = far <= geometry.MARGIN + np.spacing(np.float32(s.resolution)) and abs(more) <= 1e-3 and t.watertight
+    ok = far <= contour.MARGIN + np.spacing(np.float32(s.resolution)) and abs(more) <= 1e-3 and t.watertight
     return bool(ok), f'farthest {far:.0e} voxel, {more:+.3%} vertices, {closed(t)}'
 
 def on_surface(x, ours, theirs):

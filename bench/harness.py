@@ -95,8 +95,8 @@ def table(title, facts, rows):
     def line(r):
         if r['status'] != 'ok': return [r['name'], r['work'], r['peer'], r['status'], '', '', '', r.get('gate', '')]
         unit = r['unit']
-        goal = [f"≥ {r['goal']:g}×"] * (r['goal'] is not None) + [f"≤ {number(r['most'], unit)}"] * (r['most'] is not None)
-        goal = ', '.join(goal + ['met' if r['met'] else 'missed']) if goal else '–'
+        goal = ' '.join([f'≥ {v:g}×' for v in (r['goal'],) if v] + [f'≤ {number(v, unit)}' for v in (r['most'],) if v])
+        goal = f"{goal}, {'met' if r['met'] else 'missed'}" if goal else '–'
         ratio = f"{r['ratio']:.3g}×" if r['ratio'] else '–'
         return [r['name'], r['work'], r['peer'], number(r['ours'], unit), number(r['theirs'], unit), ratio, goal, r['gate']]
     head = ['row', 'work', 'peer', 'ours', "peer's time", 'ratio', 'goal', 'gate']
