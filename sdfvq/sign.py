@@ -272,7 +272,7 @@ def point_kinds(
         kind[left] = np.select([w.max(0) < .5 + THIN, w.min(0) > .5], [SHEET, BURIED], OUTER)
     return kind
 
-# %% ../nbs/07_sign.ipynb #6d0d8bd7
+# %% ../nbs/07_sign.ipynb #02ef2dff
 CHECKS, CLOSE = 4096, .02  # voxels asked again, against leaks; a voxel this near to a face, in voxels, is asked exactly
 
 def inside(
@@ -284,10 +284,10 @@ def inside(
     "Is each voxel (N,) bool inside? Asked once for a region where the surface is closed."
     step = voxel_size(resolution)
     def asked(rows):
-        level, close = judge.level(points[rows]), distance[rows] < CLOSE * step
-        if close.any(): level[close] = judge.level(points[rows][close], exact=True)   # as near as that, fp32 takes a voxel to lie on a face
+        points, close = voxel_to_cube(coords[rows].astype(np.float64), resolution), distance[rows] < CLOSE * step
+        level = judge.level(points)
+        if close.any(): level[close] = judge.level(points[close], exact=True)   # as near as that, fp32 takes a voxel to lie on a face
         return level > .5
-    points = voxel_to_cube(coords.astype(np.float64), resolution)
     if not judge.closed: return asked(slice(None))
     label, deepest = (x.numpy() for x in regions(torch.from_numpy(coords), torch.from_numpy(distance), step))
     out = asked(deepest)[label]

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where each row of one list of voxels stands in another, sorted one. The table becomes words, the runs of voxels that share b, x, y
 // and z / 64, one bit for each that is there: a row's place is its word's first row and the bits below its own. The words stand in
-// a hash table, which rows in order mostly need not ask: they stay in the word of the row before.
+// a hash table, which few rows need ask: a filter of a few bits per word, small enough for the cache, knows most that are not there,
+// and rows in order mostly stay in the word of the row before.
 #include <pybind11/numpy.h>
 
+#include <cstring>
 #include <memory>
 
 #include "bits.h"
@@ -65,21 +67,23 @@ class Index {
     boxed = cells <= 16.0 * n_words && cells < INT32_MAX;
     if (!boxed)
       while (n_words * 2 > int64_t(1) << bits) ++bits;
+    spare = std::max(0, std::min(3, 24 - bits));
     words.assign((boxed ? size_t(cells) : size_t(1) << bits) + 1, Word{0, 0});
-    if (!boxed) keys.assign(size_t(1) << bits, EMPTY);
+    if (!boxed) keys.assign(size_t(1) << bits, EMPTY), filter.assign((size_t(1) << (bits + spare)) / 32 + 1, 0);
     for (const auto &part : parts)
       for (const Word &w : part) {
         const int32_t *c = table + 4 * int64_t(w.row);
         const size_t at = boxed ? cell(c) : slot(word_key(c));
         words[at] = w;
-        if (!boxed) keys[at] = word_key(c);
+        if (!boxed) keys[at] = word_key(c), filter[hash(keys[at]) >> 5] |= 1u << (hash(keys[at]) & 31);
       }
     return true;
   }
 
   // coords: [N, 4] any order.  out: [N] row of the table, or -1.  false where a row is out of range.
   SDFVQ_CLONES static bool look_up(const Index &index, const int32_t *coords, int64_t n, int32_t *out) {
-    uint32_t at[BLOCK], bad = 0;
+    uint32_t at[BLOCK], bad = 0, where = 0;
+    uint8_t maybe[BLOCK] = {};
     int64_t key[BLOCK], last = EMPTY;
     for (int64_t b = 0; b < n; b += BLOCK, coords += 4 * BLOCK, out += BLOCK) {
       const int64_t rows = std::min(n - b, BLOCK);
@@ -89,8 +93,15 @@ class Index {
         for (int64_t i = 0; i < rows; ++i) at[i] = index.cell(coords + 4 * i);
       } else {
         for (int64_t i = 0; i < rows; ++i) key[i] = word_key(coords + 4 * i);
-        for (int64_t i = 0; i < rows; last = key[i++])  // rows in order mostly stay in the word of the row before
-          at[i] = key[i] == last ? at[(i - 1) & (BLOCK - 1)] : index.find(key[i]);
+        for (int64_t i = 0; i < rows; ++i) at[i] = uint32_t(index.keys.size()), maybe[i] = index.filtered(key[i]);
+        for (int64_t i = 0; i < rows; i += 8) {
+          uint64_t left;
+          std::memcpy(&left, maybe + i, 8);
+          for (; left; left &= left - 1) {
+            const int64_t k = i + (lowest_bit(left) >> 3);
+            at[k] = where = key[k] == last ? where : index.find(key[k]), last = key[k];
+          }
+        }
       }
       for (int64_t i = 0; i < rows; ++i) {
         const Word &w = index.words[at[i]];
@@ -112,9 +123,12 @@ class Index {
     return (b < size[0]) & (x < size[1]) & (y < size[2]) & (z < size[3]) ? ((b * size[1] + x) * size[2] + y) * size[3] + z : all;
   }
 
+  uint32_t hash(int64_t key) const { return uint32_t(uint64_t(key) * 0x9e3779b97f4a7c15 >> (64 - bits - spare)); }
+  bool filtered(int64_t key) const { return filter[hash(key) >> 5] >> (hash(key) & 31) & 1; }
+
   // Place in the hash table: the word's own, or the empty one where it would stand.
   uint32_t slot(int64_t key) const {
-    size_t at = uint64_t(key) * 0x9e3779b97f4a7c15 >> (64 - bits);
+    size_t at = hash(key) >> spare;
     while (keys[at] != key && keys[at] != EMPTY) at = (at + 1) & (keys.size() - 1);
     return uint32_t(at);
   }
@@ -144,8 +158,9 @@ class Index {
   bool boxed = false;
   int32_t low[4];    // of the bounding box of words
   uint32_t size[4];
-  int bits = 1;
+  int bits = 1, spare = 0;  // the hash table has 2^bits slots, the filter 2^spare bits for each
   std::vector<int64_t> keys;  // of the hash table
+  std::vector<uint32_t> filter;
   std::vector<Word> words;
 };
 

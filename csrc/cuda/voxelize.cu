@@ -228,7 +228,7 @@ struct Nearest {
 
 // Writes each brick's mask, the distances of its voxels in the band, in order, to a place in `pool`, and where that is. What is beyond
 // the pool's capacity is counted in `total`, not written.
-__global__ static void __launch_bounds__(BLOCK, 3) evaluate(Mesh mesh, Grid grid, const Brick *bricks, const int32_t *list,
+__global__ static void __launch_bounds__(BLOCK, 4) evaluate(Mesh mesh, Grid grid, const Brick *bricks, const int32_t *list,
                                                             uint32_t *masks, int64_t *places, float *pool, int64_t capacity,
                                                             unsigned long long *total) {
   __shared__ Face faces[TILE];
