@@ -73,7 +73,7 @@ def _halves(t):
     a, b, c = np.take_along_axis(t, k[..., None], 1).swapaxes(0, 1)
     return np.concatenate([np.stack([a, (a + b) / 2, c], 1), np.stack([(a + b) / 2, b, c], 1)])
 
-# %% ../nbs/08_solid.ipynb #96cdc362
+# %% ../nbs/08_solid.ipynb #9f0a124c
 SIGNS = ('auto', 'winding', 'flood', 'unsigned')
 SHELL = 1.0        # half-thickness of the shell about a sheet, in voxels; from √3/2 on it has no holes
 SAMPLE = 1024      # faces looked at for thin walls, first
@@ -123,8 +123,9 @@ def make_plan(
     return Plan('winding', solid, shell, judge, f"winding, and {shells} about {share(shell):.0%} of the area ({why})")
 
 def _parts_of_kinds(judge, t, kind, step):
-    "Parts (F,3) of each face that are of each kind: looked for in `WITHIN` places of a large one."
+    "Parts (F,3) of each face that are of each kind: looked for in `WITHIN` places of a large one, but where all is closed and there are no sheets."
     parts, large = np.eye(3)[kind], _longest(t) > LARGE * step
+    if judge.closed or not large.any(): return parts
     k = np.arange(WITHIN) + .5
     a, b = np.sqrt(k / WITHIN)[:, None], (k * .618034 % 1)[:, None]
     points = (t[large][:, None] * np.concatenate([1 - a, a * (1 - b), a * b], 1)[None, :, :, None]).sum(2)
