@@ -7,8 +7,9 @@ __all__ = ['SAFETY', 'EPS', 'PATCHES', 'PROBES', 'LEAP', 'MOST', 'NEAREST', 'OUT
            'CLOSE', 'CRACK', 'regions', 'regions_reference', 'flood', 'flood_reference', 'enclosing', 'Judge',
            'make_judge', 'face_kinds', 'point_kinds', 'inside', 'across_openings']
 
-# %% ../nbs/07_sign.ipynb #5ffc6fba
+# %% ../nbs/07_sign.ipynb #961cbfc8
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -150,7 +151,7 @@ def _missed(levels):
     "How far winding numbers are from whole ones, squared."
     return np.square(levels - np.round(levels)).mean()
 
-# %% ../nbs/07_sign.ipynb #e25d5a61
+# %% ../nbs/07_sign.ipynb #4bf14509
 MOST = 256   # open bodies asked one by one: the largest; the others are asked together
 NEAREST = 32 # points of other rims that are looked at from one
 
@@ -163,13 +164,16 @@ class Judge:
     whole: np.ndarray     # (B,) bool: bodies that are closed
     helped: np.ndarray    # (B,) bool: bodies that the last one winds with; it is not asked alone then
 
+    @cached_property
+    def _bodies(self): return ext.Bodies(self.vertices, self.faces, self.first, self.whole, self.helped, torch.get_num_threads())
+
     @property
     def closed(self): return len(self.whole) == 1 and bool(self.whole[0])
 
     def level(self, points, exact=False):
         "How often (P,) the body that winds most around a point (P,3) does so, in either direction; `exact` where points lie next to faces."
         points = np.ascontiguousarray(points)
-        if ext: return ext.winding_level(points, self.vertices, self.faces, self.first, self.whole, self.helped, exact, torch.get_num_threads())
+        if ext: return self._bodies.level(points, exact, torch.get_num_threads())
         bodies, out = [self.faces[a:b] for a, b in zip(self.first, self.first[1:])], np.zeros(len(points))
         beside = [bodies.pop()] if self.helped.any() else []
         for faces, whole, helped in zip(bodies, self.whole, self.helped):

@@ -14,7 +14,7 @@ from .core import InputError
 from .faces import area_normals, patches
 from .sign import BURIED, OUTER, SHEET, Judge, face_kinds, make_judge, point_kinds
 
-# %% ../nbs/08_solid.ipynb #e2223910
+# %% ../nbs/08_solid.ipynb #82f6a54b
 INSETS = np.array([[.9, .05, .05], [.05, .9, .05], [.05, .05, .9]])
 LARGE, SMALL = 8, 4  # voxels: a face this long is looked at in four places; a buried piece is no larger than that when it is left out
 
@@ -30,7 +30,7 @@ def outer_parts(
     "Vertices and faces of what is not buried of `which`: the very same arrays where nothing is."
     same = vertices, faces if which.all() else faces[which]
     t, own, middle, done, whole = vertices[same[1]], patch[which], kind[which] == BURIED, [], True
-    if not middle.any() and not (_longest(t) > LARGE * step).any(): return same
+    if not middle.any() and not (patch.any() and (_longest(t) > LARGE * step).any()): return same
     boxes = _boxes(vertices[faces], patch)
     buried = lambda t, w: point_kinds(judge, (t[:, None] * w[None, :, :, None]).sum(2).reshape(-1, 3),
                                     np.repeat(area_normals(t), len(w), 0)).reshape(len(t), len(w)) == BURIED
@@ -73,7 +73,7 @@ def _halves(t):
     a, b, c = np.take_along_axis(t, k[..., None], 1).swapaxes(0, 1)
     return np.concatenate([np.stack([a, (a + b) / 2, c], 1), np.stack([(a + b) / 2, b, c], 1)])
 
-# %% ../nbs/08_solid.ipynb #9f0a124c
+# %% ../nbs/08_solid.ipynb #5c83c9aa
 SIGNS = ('auto', 'winding', 'flood', 'unsigned')
 SHELL = 1.0        # half-thickness of the shell about a sheet, in voxels; from √3/2 on it has no holes
 SAMPLE = 1024      # faces looked at for thin walls, first
@@ -105,10 +105,11 @@ def make_plan(
     judge, t = make_judge(vertices, faces, 2 * step), vertices[faces]
     kind, area = face_kinds(judge, t), np.linalg.norm(area_normals(t), axis=1)
     thin = none if sign == 'winding' else _thin(judge, t, kind, area, step)
-    parts = _parts_of_kinds(judge, t, kind, step)
+    large = _longest(t) > LARGE * step
+    parts = _parts_of_kinds(judge, t, kind, large)
     share = lambda part: (area * part).sum() / area.sum()
     outer, sheet = (parts[:, OUTER] > 0) & ~thin, np.maximum(parts[:, SHEET], thin)
-    patch = patches(vertices, faces) if not outer.all() or (_longest(t) > LARGE * step).any() else none.astype(int)
+    patch = patches(vertices, faces) if not outer.all() or large.any() else none.astype(int)
     shell = none if sign == 'winding' else _mostly(patch, sheet, area)
     buried = f"; {share(parts[:, BURIED]):.0%} of the area is buried and left out" if share(parts[:, BURIED]) > .005 else ""
     walls = f", {share(thin):.0%} is thinner than a voxel" if thin.any() else ""
@@ -122,9 +123,9 @@ def make_plan(
     judge = make_judge(vertices, faces[~shell], 2 * step)
     return Plan('winding', solid, shell, judge, f"winding, and {shells} about {share(shell):.0%} of the area ({why})")
 
-def _parts_of_kinds(judge, t, kind, step):
+def _parts_of_kinds(judge, t, kind, large):
     "Parts (F,3) of each face that are of each kind: looked for in `WITHIN` places of a large one, but where all is closed and there are no sheets."
-    parts, large = np.eye(3)[kind], _longest(t) > LARGE * step
+    parts = np.eye(3)[kind]
     if judge.closed or not large.any(): return parts
     k = np.arange(WITHIN) + .5
     a, b = np.sqrt(k / WITHIN)[:, None], (k * .618034 % 1)[:, None]

@@ -15,6 +15,7 @@ static constexpr int GROUP = 16;
 static constexpr double BETA = 2.0, ROUGH = 1.25;  // a cluster is far beyond this many of its radii (the paper's beta)
 static constexpr double WIDE = 64, DISTANT = 1e6, LEAST = 1e-90;  // in sizes of the mesh: how far apart the points of a group may be, for their
                                    // digits; from where on nothing is seen, for the range of fp32; the size of a mesh that is a point
+static constexpr double FEW = 1000;  // a group spans no more of a surface than about so many faces: what lies amid its points is near to all
 static constexpr double FLAT_FP32 = 1e-5, FLAT = 1e-14;  // a point in a face's plane sees nothing of it: on the face, the mean of its two sides
 
 struct Cluster {
@@ -156,16 +157,24 @@ static void walk(const Mesh &mesh, const Bvh &bvh, const std::vector<Cluster> &c
   }
 }
 
+// What is made of a mesh once, for all points.
+struct Tree {
+  Mesh mesh;
+  Bvh bvh;
+  std::vector<Cluster> clusters;
+
+  Tree(const Mesh &mesh, int threads) : mesh(mesh), bvh(mesh, 8, threads), clusters(make_clusters(mesh, bvh, threads)) {}
+};
+
 // order: which points, neighbours after each other.  put(which, winding number): what is done with it.
 template <class T, class Put>
-static void walk_all(const double *points, const std::vector<int64_t> &order, const Mesh &mesh, double beta, int threads, Put put) {
+static void walk_all(const double *points, const std::vector<int64_t> &order, const Tree &tree, double beta, int threads, Put put) {
   const double pi = 3.14159265358979323846;
-  const Bvh bvh(mesh, 8, threads);
-  const std::vector<Cluster> clusters = make_clusters(mesh, bvh, threads);
+  const auto &[mesh, bvh, clusters] = tree;
   const Vec3 size = bvh.boxes[0].hi - bvh.boxes[0].lo;
   const double extent = greater(size.x, greater(size.y, size.z)), scale = 1 / extent;
   if (extent < LEAST) return;
-  const double wide2 = WIDE * extent * WIDE * extent, distant2 = DISTANT * extent * DISTANT * extent;
+  const double wide2 = lesser(WIDE * WIDE, FEW / mesh.n_faces) * extent * extent, distant2 = DISTANT * extent * DISTANT * extent;
   const auto point = [&](int64_t k) { return Vec3{points[3 * order[k]], points[3 * order[k] + 1], points[3 * order[k] + 2]}; };
   parallel_for(order.size(), 16 * GROUP, threads, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin, m; k < end; k += m) {
@@ -199,55 +208,70 @@ static void winding(const double *points, int64_t n, const Mesh &mesh, bool roug
   if (!mesh.n_faces) return;
   const std::vector<int64_t> order = morton_order(points, n, threads);
   const auto put = [=](int64_t k, double w) { out[k] = w; };
-  if (rough) walk_all<float>(points, order, mesh, ROUGH, threads, put);
-  else walk_all<double>(points, order, mesh, BETA, threads, put);
+  const Tree tree(mesh, threads);
+  if (rough) walk_all<float>(points, order, tree, ROUGH, threads, put);
+  else walk_all<double>(points, order, tree, BETA, threads, put);
 }
 
-// A mesh in bodies: the faces from first[b] to first[b + 1] are one, closed or not. out: [P], how often the body that winds most
-// around a point does so, in either direction; where there are several, one whose box does not hold the point has no say. With
-// helped[b] the last body winds with body b, and is not asked alone.
-// exact: for points next to faces; else fp32, and clusters of closed bodies, whose numbers are whole, are far from ROUGH radii on.
-static void winding_level(const double *points, int64_t n, const Mesh &mesh, const int64_t *first, const bool *closed, const bool *helped,
-                          int64_t bodies, bool exact, double *out, int threads) {
-  constexpr int64_t BLOCK = 1024;
-  check_points(points, n, "winding_level");
-  mesh.check("winding_level");
-  for (int64_t b = 0; b <= bodies; ++b)
-    if (first[b] < (b ? first[b - 1] : 0) || first[b] > mesh.n_faces) throw std::invalid_argument("winding_level: first must rise from 0 to F");
-  std::fill(out, out + n, 0.0);
-  const std::vector<int64_t> order = morton_order(points, n, threads);
-  const auto point = [&](int64_t k) { return Vec3{points[3 * k], points[3 * k + 1], points[3 * k + 2]}; };
-  std::vector<Box> blocks((n + BLOCK - 1) / BLOCK);
-  for (int64_t k = 0; k < n; ++k) blocks[k / BLOCK].add(point(order[k]));
-  const auto part = [&](int64_t b) { return Mesh{mesh.vertices, mesh.n_vertices, mesh.faces + 3 * first[b], first[b + 1] - first[b]}; };
-  const auto box_of = [&](int64_t b) {
-    Box box;
-    for (int64_t i = 3 * first[b]; i < 3 * first[b + 1]; ++i) box.add(mesh.vertex(mesh.faces[i]));
-    return box;
-  };
-  const auto ask = [&](int64_t b, const std::vector<int64_t> &which, const auto &put) {
-    if (first[b] == first[b + 1]) return;
-    if (exact) walk_all<double>(points, which, part(b), BETA, threads, put);
-    else walk_all<float>(points, which, part(b), closed[b] ? ROUGH : BETA, threads, put);
-  };
-  std::vector<double> help;
-  Box beside;
-  const bool any = std::any_of(helped, helped + bodies, [](bool h) { return h; });
-  if (any) {
-    help.resize(n), beside = box_of(bodies - 1);
-    ask(bodies - 1, order, [&](int64_t k, double w) { help[k] = w; });
+// A mesh in bodies: the faces from first[b] to first[b + 1] are one, closed or not. With helped[b] the last body winds with body b,
+// and is not asked alone.
+class Bodies {
+ public:
+  using Doubles = py::array_t<double, py::array::c_style>;
+  using Integers = py::array_t<int64_t, py::array::c_style>;
+  using Flags = py::array_t<bool, py::array::c_style>;
+
+  Bodies(Doubles vertices, Integers faces, Integers ends, Flags is_closed, Flags is_helped, int threads)
+      : vertices(vertices), faces(faces), closed(is_closed.data(), is_closed.data() + is_closed.shape(0)),
+        helped(is_helped.data(), is_helped.data() + is_helped.shape(0)), any(std::count(helped.begin(), helped.end(), true) > 0) {
+    const int64_t bodies = is_closed.shape(0), *first = ends.data();
+    if (ends.shape(0) != bodies + 1 || is_helped.shape(0) != bodies)
+      throw std::invalid_argument("Bodies: first must have one entry more than closed, helped as many");
+    const Mesh mesh{vertices.data(), vertices.shape(0), faces.data(), faces.shape(0)};
+    mesh.check("Bodies");
+    for (int64_t b = 0; b < bodies; ++b) {
+      if (first[b] < 0 || first[b] >= first[b + 1] || first[b + 1] > mesh.n_faces) throw std::invalid_argument("Bodies: first must rise from 0 to F");
+      trees.emplace_back(Mesh{mesh.vertices, mesh.n_vertices, mesh.faces + 3 * first[b], first[b + 1] - first[b]}, threads);
+    }
   }
-  for (int64_t b = 0; b < bodies - any; ++b) {
-    std::vector<int64_t> held;
-    Box box = box_of(b);
-    if (helped[b]) box.add(beside);
-    for (int64_t k = 0; bodies > 1 && k < n; k += BLOCK)
-      if (box.meets(blocks[k / BLOCK]))
-        for (int64_t i = k; i < std::min(k + BLOCK, n); ++i)
-          if (box.distance2(point(order[i])) == 0) held.push_back(order[i]);
-    ask(b, bodies > 1 ? held : order, [&](int64_t k, double w) { out[k] = greater(out[k], std::abs(helped[b] ? w + help[k] : w)); });
+
+  // out: [P], how often the body that winds most around a point does so, in either direction; where there are several, one whose box
+  // does not hold the point has no say.  exact: for points next to faces; else fp32, and clusters of closed bodies, whose numbers are
+  // whole, are far from ROUGH radii on.
+  void level(const double *points, int64_t n, bool exact, double *out, int threads) const {
+    constexpr int64_t BLOCK = 1024;
+    check_points(points, n, "Bodies");
+    std::fill(out, out + n, 0.0);
+    const std::vector<int64_t> order = morton_order(points, n, threads);
+    const auto point = [&](int64_t k) { return Vec3{points[3 * k], points[3 * k + 1], points[3 * k + 2]}; };
+    std::vector<Box> blocks((n + BLOCK - 1) / BLOCK);
+    for (int64_t k = 0; k < n; ++k) blocks[k / BLOCK].add(point(order[k]));
+    const auto ask = [&](size_t b, const std::vector<int64_t> &which, const auto &put) {
+      if (exact) walk_all<double>(points, which, trees[b], BETA, threads, put);
+      else walk_all<float>(points, which, trees[b], closed[b] ? ROUGH : BETA, threads, put);
+    };
+    std::vector<double> help(any ? n : 0);
+    if (any) ask(trees.size() - 1, order, [&](int64_t k, double w) { help[k] = w; });
+    for (size_t b = 0; b < trees.size() - any; ++b) {
+      std::vector<int64_t> held;
+      Box box = trees[b].bvh.boxes[0];
+      if (helped[b]) box.add(trees.back().bvh.boxes[0]);
+      for (int64_t k = 0; trees.size() > 1 && k < n; k += BLOCK)
+        if (box.meets(blocks[k / BLOCK]))
+          for (int64_t i = k; i < std::min(k + BLOCK, n); ++i)
+            if (box.distance2(point(order[i])) == 0) held.push_back(order[i]);
+      const auto put = [&](int64_t k, double w) { out[k] = greater(out[k], std::abs(helped[b] ? w + help[k] : w)); };
+      ask(b, trees.size() > 1 ? held : order, put);
+    }
   }
-}
+
+ private:
+  Doubles vertices;  // read in place
+  Integers faces;
+  std::vector<bool> closed, helped;
+  bool any;
+  std::vector<Tree> trees;
+};
 
 void bind_winding(py::module_ &m) {
   m.def("winding", [](py::array_t<double, py::array::c_style> points, py::array_t<double, py::array::c_style> vertices,
@@ -261,23 +285,17 @@ void bind_winding(py::module_ &m) {
     winding(in, n, mesh, rough, w, threads);
     return out;
   });
-  m.def("winding_level", [](py::array_t<double, py::array::c_style> points, py::array_t<double, py::array::c_style> vertices,
-                            py::array_t<int64_t, py::array::c_style> faces, py::array_t<int64_t, py::array::c_style> first,
-                            py::array_t<bool, py::array::c_style> closed, py::array_t<bool, py::array::c_style> helped, bool exact,
-                            int threads) {
-    const int64_t n = points.shape(0), bodies = closed.shape(0);
-    const Mesh mesh{vertices.data(), vertices.shape(0), faces.data(), faces.shape(0)};
-    if (first.shape(0) != bodies + 1 || helped.shape(0) != bodies)
-      throw std::invalid_argument("winding_level: first must have one entry more than closed, helped as many");
-    py::array_t<double> out(n);
-    const double *in = points.data();
-    const int64_t *f = first.data();
-    const bool *c = closed.data(), *h = helped.data();
-    double *w = out.mutable_data();
-    py::gil_scoped_release release;
-    winding_level(in, n, mesh, f, c, h, bodies, exact, w, threads);
-    return out;
-  });
+  py::class_<Bodies>(m, "Bodies")
+      .def(py::init<Bodies::Doubles, Bodies::Integers, Bodies::Integers, Bodies::Flags, Bodies::Flags, int>())
+      .def("level", [](const Bodies &bodies, Bodies::Doubles points, bool exact, int threads) {
+        const int64_t n = points.shape(0);
+        py::array_t<double> out(n);
+        const double *in = points.data();
+        double *level = out.mutable_data();
+        py::gil_scoped_release release;
+        bodies.level(in, n, exact, level, threads);
+        return out;
+      });
 }
 
 }  // namespace sdfvq
