@@ -79,6 +79,23 @@ def test_winding(soup, scale, seed, rough, n):
     assert (got - want).abs().max() < (.2 if rough else .03)
 
 @fuzz
+@given(st.lists(soups(faces=6), min_size=1, max_size=4), st.booleans(), seeds, threads)
+@example([([(0., 0., 0.)], [(0, 0, 0)]), ([(0., 0., 0.), (0., 1., 0.), (0., 0., 1.)], [(0, 1, 2)])], True, 0, 1)   # a body of no size, helped
+def test_bodies(parts, helped, seed, n):
+    "Native as in Python: every other body helped by the last, or each asked alone."
+    torch.set_num_threads(n)
+    faces = [np.array(f or [(0, 0, 0)], np.int64) for _, f in parts]
+    start = np.cumsum([0] + [len(v) for v, _ in parts])
+    vertices = np.concatenate([np.array(v) + .3 * k for k, (v, _) in enumerate(parts)])
+    flags = (np.arange(len(parts)) % 2 == 0) & helped
+    flags[-1] = False
+    judge = sign.Judge(vertices, np.concatenate([f + s for f, s in zip(faces, start)]), np.cumsum([0, *map(len, faces)]), np.zeros(len(parts), bool), flags)
+    points = np.random.default_rng(seed).standard_normal((40, 3))                                # on no face
+    native = judge.level(points, exact=True)
+    with mock.patch.object(sign, 'ext', None): plain = judge.level(points, exact=True)
+    assert np.abs(native - plain).max() < 1e-9
+
+@fuzz
 @given(soups(wild(geometry.LIMIT), scales=(1., 1e-80, 1e-300)), seeds, st.booleans(), threads)
 @example(([(7e44, 0., 0.), (0., 0., 1e50), (0., 0., 1e30), (0., 1e30, 0.), (0., 0., 0.)], [(0, 0, 1), (0, 2, 3)]), 0, True, 1)   # 1 / fp32's least: inf
 @example(([(0., 0., 0.)] + [(0., 0., 1e50)], [(0, 0, 0)] * 12 + [(0, 0, 1)]), 0, False, 1)  # 1 / distance to where all of a cluster is: inf

@@ -173,7 +173,8 @@ static void walk_all(const double *points, const std::vector<int64_t> &order, co
   const auto &[mesh, bvh, clusters] = tree;
   const Vec3 size = bvh.boxes[0].hi - bvh.boxes[0].lo;
   const double extent = greater(size.x, greater(size.y, size.z)), scale = 1 / extent;
-  if (extent < LEAST) return;
+  const auto unseen = [&](int64_t begin, int64_t end) { for (; begin < end; ++begin) put(order[begin], 0.0); };
+  if (extent < LEAST) return unseen(0, order.size());
   const double wide2 = lesser(WIDE * WIDE, FEW / mesh.n_faces) * extent * extent, distant2 = DISTANT * extent * DISTANT * extent;
   const auto point = [&](int64_t k) { return Vec3{points[3 * order[k]], points[3 * order[k] + 1], points[3 * order[k] + 2]}; };
   parallel_for(order.size(), 16 * GROUP, threads, [&](int64_t begin, int64_t end) {
@@ -185,7 +186,7 @@ static void walk_all(const double *points, const std::vector<int64_t> &order, co
         if (dot(d, d) > wide2) break;
         box.add(p);
       }
-      if (bvh.boxes[0].distance2(point(k)) > distant2) continue;
+      if (bvh.boxes[0].distance2(point(k)) > distant2) { unseen(k, k + m); continue; }
       Group<T> g{};
       g.origin = box.centre();
       for (int i = 0; i < GROUP; ++i) {
