@@ -115,7 +115,7 @@ def main(
     p.add_argument('--reps', type=int, default=7, help='timed runs of each side')
     p.add_argument('--quick', action='store_true', help='each peer only twice')
     p.add_argument('--threads', type=int, default=torch.get_num_threads())
-    p.add_argument('--out', type=Path, default=Path(__file__).parent/'results')
+    p.add_argument('--out', type=Path, help='default: results/ beside this file, for a whole run')
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     said, results = facts(), []
@@ -124,8 +124,10 @@ def main(
         results.append(r := run(row, a.reps, 2 if a.quick else a.reps))
         print(r['name'], r['status'], *(f'{k} {r[k]:.4g}' for k in ('ours', 'theirs', 'ratio') if r.get(k)), r.get('gate', ''), sep='  ',
               file=sys.stderr, flush=True)
-    a.out.mkdir(parents=True, exist_ok=True)
-    (a.out/f'{name}.json').write_text(json.dumps(dict(machine=said, rows=results), indent=1) + '\n', encoding='utf-8')
-    (a.out/f'{name}.md').write_text(text := table(title, said, results), encoding='utf-8')
-    print(text)
+    print(text := table(title, said, results))
+    out = a.out or (None if a.quick or len(results) < len(rows) else Path(__file__).parent/'results')   # a part does not replace the whole
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out/f'{name}.json').write_text(json.dumps(dict(machine=said, rows=results), indent=1) + '\n', encoding='utf-8')
+        (out/f'{name}.md').write_text(text, encoding='utf-8')
     return int(any(r['status'] == 'FAILED' for r in results))

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from .ops import ext
 
-# %% ../nbs/06_faces.ipynb #dbbbc8b6
+# %% ../nbs/06_faces.ipynb #49f520bb
 def area_normals(
     triangles,  # (F,3,3)
 ) -> np.ndarray:
@@ -39,6 +39,7 @@ def edges(
     n,      # Number of vertices
 ) -> tuple:
     "A key (3F,) int64 for each edge of each face, the same from either end, and +1 or -1 (3F,): the direction in which the face walks it."
+    faces = np.asarray(faces, np.int64)
     a, b = faces.ravel(), np.roll(faces, -1, 1).ravel()
     return np.minimum(a, b) * n + np.maximum(a, b), np.sign(b - a)
 

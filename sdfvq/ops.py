@@ -7,13 +7,13 @@ __all__ = ['ext', 'on_cpu', 'CODE_ELEMENTS', 'load_extension', 'kernels_for', 'f
            'neighbors_reference', 'sorted_keys', 'gather_blocks', 'gather_blocks_reference', 'join', 'join_reference',
            'nearest_code']
 
-# %% ../nbs/01_ops.ipynb #d6649319
+# %% ../nbs/01_ops.ipynb #ba82209a
 import importlib.util, sys, warnings
 
 import torch
 from torch import Tensor
 
-from .core import MISSING, InputError, check_shape, pack_keys
+from .core import MISSING, InputError, pack_keys
 
 # %% ../nbs/01_ops.ipynb #60aecf8d
 def load_extension(

@@ -99,7 +99,7 @@ def _fields(f, name, grid):
                 transform=Transform(float(f['scale']), f['offset']) if made_here else Transform(),
                 sign=str(f['sign']) if 'sign' in f else "unknown (file made by others)")
 
-# %% ../nbs/11_voxelize.ipynb #effb12c0
+# %% ../nbs/11_voxelize.ipynb #c8280750
 def voxelize(
     vertices,               # (V,3) in any units, or a mesh
     faces=None,             # (F,3), or None with a mesh
@@ -126,7 +126,8 @@ def planned(
     normalize: bool = True,
     gap: float = 2.0,
 ) -> tuple:
-    "What `voxelize` measures: vertices (V,3) and faces (F,3) in the cube, copies dropped and faces turned; the `Transform` there; the `Plan`."
+    "What `voxelize` measures: vertices (V,3) and faces (F,3) in the cube, where winding tells inside without copies and turned; the `Transform` there; the `Plan`."
+    resolution, _ = _check_grid(resolution, 1)
     if not (isinstance(gap, (int, float, np.number)) and 1 <= gap <= 16): raise InputError(f"gap must lie in [1, 16] voxels, got {gap!r}")
     if faces is None and hasattr(vertices, 'faces'): vertices, faces = vertices.vertices, vertices.faces
     if faces is None: raise InputError("faces are missing: call voxelize(vertices, faces) or voxelize(mesh)")
@@ -138,8 +139,9 @@ def planned(
     if sign in ('auto', 'winding'):                              # the others ask neither how often nor which way a face is drawn
         given = distinct(vertices, faces)
         faces = enclosing(vertices, oriented(vertices, given))
+        if _turned(faces, given) > len(faces) / 2: faces = np.ascontiguousarray(faces[:, ::-1])   # either way encloses the same
     plan = make_plan(vertices, faces, sign, voxel_size(resolution), gap, lambda: _encloses(vertices, faces, resolution, gap))
-    return vertices, faces, transform, replace(plan, why=plan.why + _turned(faces, given) + _clipped(vertices))
+    return vertices, faces, transform, replace(plan, why=plan.why + _say_turned(_turned(faces, given)) + _say_clipped(vertices))
 
 def _check_grid(resolution, band):
     ok = isinstance(resolution, (int, np.integer)) and not isinstance(resolution, bool) and 8 <= resolution <= 2048 and resolution % 8 == 0
@@ -148,11 +150,11 @@ def _check_grid(resolution, band):
         raise InputError(f"band must lie in [1, 16] voxels, got {band!r}")
     return int(resolution), float(band)
 
-def _turned(faces, given):
-    n = (faces[:, 0] != given[:, 0]).sum()
-    return f"; {n:,} faces wound against their neighbours are turned" if n else ""
+def _turned(faces, given): return (faces[:, 0] != given[:, 0]).sum()
 
-def _clipped(vertices):
+def _say_turned(n): return f"; {n:,} faces wound against the others are turned" if n else ""
+
+def _say_clipped(vertices):
     out = (np.abs(vertices) > 1).any(1).mean()
     return f"; cut off by the cube, {out:.0%} of the vertices lie outside" if out else ""
 
@@ -160,9 +162,9 @@ def _band(vertices, faces, resolution, band):
     "Voxels and their distances, both as arrays, distances in cube units."
     return tuple(x.numpy() for x in geometry.voxelize(torch.from_numpy(vertices), torch.from_numpy(faces), resolution, band))
 
-# %% ../nbs/11_voxelize.ipynb #f94ad53d
+# %% ../nbs/11_voxelize.ipynb #b143bf9b
 PROBE = 128              # voxels along the cube where `auto` tries a flood
-WIDEST = 4096             # voxels along a grid that is flooded
+WIDEST = 4096            # voxels along a grid that is flooded
 LEAST = np.float32(1e-6)  # voxels: never 0 inside, where only a face that is no surface can lie
 
 def _signed(d, inside):

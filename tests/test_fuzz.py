@@ -79,9 +79,9 @@ def test_winding(soup, scale, seed, rough, n):
     assert (got - want).abs().max() < (.2 if rough else .03)
 
 @fuzz
-@given(st.lists(soups(faces=6), min_size=1, max_size=4), st.booleans(), seeds, threads)
-@example([([(0., 0., 0.)], [(0, 0, 0)]), ([(0., 0., 0.), (0., 1., 0.), (0., 0., 1.)], [(0, 1, 2)])], True, 0, 1)   # a body of no size, helped
-def test_bodies(parts, helped, seed, n):
+@given(st.lists(soups(faces=6), min_size=1, max_size=4), st.booleans(), st.sampled_from([40, 3000]), seeds, threads)
+@example([([(0., 0., 0.)], [(0, 0, 0)]), ([(0., 0., 0.), (0., 1., 0.), (0., 0., 1.)], [(0, 1, 2)])], True, 40, 0, 1)   # a body of no size, helped
+def test_bodies(parts, helped, count, seed, n):
     "Native as in Python: every other body helped by the last, or each asked alone."
     torch.set_num_threads(n)
     faces = [np.array(f or [(0, 0, 0)], np.int64) for _, f in parts]
@@ -90,7 +90,7 @@ def test_bodies(parts, helped, seed, n):
     flags = (np.arange(len(parts)) % 2 == 0) & helped
     flags[-1] = False
     judge = sign.Judge(vertices, np.concatenate([f + s for f, s in zip(faces, start)]), np.cumsum([0, *map(len, faces)]), np.zeros(len(parts), bool), flags)
-    points = np.random.default_rng(seed).standard_normal((40, 3))                                # on no face
+    points = np.random.default_rng(seed).standard_normal((count, 3))                                # on no face
     native = judge.level(points, exact=True)
     with mock.patch.object(sign, 'ext', None): plain = judge.level(points, exact=True)
     assert np.abs(native - plain).max() < 1e-9

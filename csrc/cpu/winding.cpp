@@ -231,7 +231,7 @@ class Bodies {
     const Mesh mesh{vertices.data(), vertices.shape(0), faces.data(), faces.shape(0)};
     mesh.check("Bodies");
     for (int64_t b = 0; b < bodies; ++b) {
-      if (first[b] < 0 || first[b] >= first[b + 1] || first[b + 1] > mesh.n_faces) throw std::invalid_argument("Bodies: first must rise from 0 to F");
+      if (first[b] < 0 || first[b] > first[b + 1] || first[b + 1] > mesh.n_faces) throw std::invalid_argument("Bodies: first must rise from 0 to F");
       trees.emplace_back(Mesh{mesh.vertices, mesh.n_vertices, mesh.faces + 3 * first[b], first[b + 1] - first[b]}, threads);
     }
   }
