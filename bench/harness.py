@@ -31,6 +31,8 @@ class Row:
     unit: str = 's'               # 'GB': our result has that number, and it is not the time that counts
     device: str = 'cpu'           # 'cuda': timed by events on the GPU
 
+    def __post_init__(self): assert self.peer or not self.goal, f'{self.name}: a ratio needs a peer'
+
 # The loop
 
 def timed(f, x, device='cpu'):

@@ -114,7 +114,7 @@ def _(coords, distance, resolution, radius):
     _check_flood(coords, distance, radius)
     return torch.from_numpy(ext.flood(coords.numpy(), distance.numpy(), resolution, voxel_size(resolution), radius, torch.get_num_threads()))
 
-# %% ../nbs/07_sign.ipynb #c31ca6a9
+# %% ../nbs/07_sign.ipynb #a7ddb60f
 EPS = 1e-6                              # in the cube: so near to a face one is on its side
 PATCHES, PROBES, LEAP = 64, 2048, .002  # patches that may be turned; places where the numbers are asked; least gain of a turn
 
@@ -128,7 +128,8 @@ def enclosing(
     largest = np.argsort(-np.bincount(patch, area), kind='stable')[:PATCHES]
     if len(largest) < 2 or not area.any(): return faces
     points = _both_sides(vertices[faces], PROBES)
-    own, total, turn = [_levels(points, vertices, faces[patch == k]) for k in largest], _levels(points, vertices, faces), np.zeros(len(largest), bool)
+    own, total = [_levels(points, vertices, faces[patch == k]) for k in largest], _levels(points, vertices, faces)
+    turn = np.zeros(len(largest), bool)
     now = start = _missed(total)
     while True:
         after = [_missed(total - 2 * w) for w in own]
@@ -151,7 +152,7 @@ def _missed(levels):
     "How far winding numbers are from whole ones, squared."
     return np.square(levels - np.round(levels)).mean()
 
-# %% ../nbs/07_sign.ipynb #68a06fdb
+# %% ../nbs/07_sign.ipynb #4a67c51d
 MOST = 256   # open bodies asked one by one: the largest; the others are asked together
 NEAREST = 32 # points of rims, its own included, that are looked at from one
 
@@ -189,7 +190,8 @@ class Judge:
 def _judge(vertices, parts):
     "Of bodies (faces, closed, helped)."
     faces, whole, helped = zip(*[part for part in parts if len(part[0])] or [(np.zeros((0, 3), np.int64), True, False)])
-    return Judge(np.ascontiguousarray(vertices), np.ascontiguousarray(np.concatenate(faces)), np.cumsum([0, *map(len, faces)]), np.array(whole), np.array(helped))
+    every, first = np.ascontiguousarray(np.concatenate(faces)), np.cumsum([0, *map(len, faces)])
+    return Judge(np.ascontiguousarray(vertices), every, first, np.array(whole), np.array(helped))
 
 def make_judge(
     vertices,    # (V,3) in the cube

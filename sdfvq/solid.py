@@ -14,9 +14,10 @@ from .core import InputError
 from .faces import area_normals, patches
 from .sign import BURIED, OUTER, SHEET, Judge, face_kinds, make_judge, point_kinds
 
-# %% ../nbs/08_solid.ipynb #1007d29e
+# %% ../nbs/08_solid.ipynb #5d50e423
 INSETS = np.array([[.9, .05, .05], [.05, .9, .05], [.05, .05, .9]])
-LARGE, SMALL, FAR = 8, 4, 16  # voxels: a face this long is looked at in four places; a buried piece is no larger than that when it is left out; the widest band
+LARGE, SMALL = 8, 4  # voxels: a face this long is looked at in four places; a buried piece is no larger than that when it is left out
+FAR = 16             # voxels: the widest band
 
 def outer_parts(
     vertices,  # (V,3) in the cube

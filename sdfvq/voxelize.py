@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERSION', 'PROBE', 'WIDEST', 'LEAST', 'SparseSDF', 'voxelize', 'planned', 'march']
 
-# %% ../nbs/11_voxelize.ipynb #2ba6a827
+# %% ../nbs/11_voxelize.ipynb #69749d84
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +15,8 @@ import torch, trimesh
 
 from . import contour, geometry
 from .core import InputError, Transform, atomic_write, check_output, pack_keys, unpack_keys, voxel_size, voxel_to_cube
-from .mesh import check_mesh, make_mesh, normalize as fit_cube, used_vertices
 from .faces import distinct, oriented
+from .mesh import check_mesh, make_mesh, normalize as fit_cube, used_vertices
 from .sign import across_openings, enclosing, flood, inside
 from .solid import SHELL, make_plan
 
@@ -99,7 +99,7 @@ def _fields(f, name, grid):
                 transform=Transform(float(f['scale']), f['offset']) if made_here else Transform(),
                 sign=str(f['sign']) if 'sign' in f else "unknown (file made by others)")
 
-# %% ../nbs/11_voxelize.ipynb #c8280750
+# %% ../nbs/11_voxelize.ipynb #a5d9ee35
 def voxelize(
     vertices,               # (V,3) in any units, or a mesh
     faces=None,             # (F,3), or None with a mesh
@@ -126,7 +126,7 @@ def planned(
     normalize: bool = True,
     gap: float = 2.0,
 ) -> tuple:
-    "What `voxelize` measures: vertices (V,3) and faces (F,3) in the cube, where winding tells inside without copies and turned; the `Transform` there; the `Plan`."
+    "Vertices (V,3) and faces (F,3) in the cube as `voxelize` measures them (by winding: copies dropped, faces turned), `Transform` and `Plan`."
     resolution, _ = _check_grid(resolution, 1)
     if not (isinstance(gap, (int, float, np.number)) and 1 <= gap <= 16): raise InputError(f"gap must lie in [1, 16] voxels, got {gap!r}")
     if faces is None and hasattr(vertices, 'faces'): vertices, faces = vertices.vertices, vertices.faces
