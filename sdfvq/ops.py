@@ -27,7 +27,7 @@ def load_extension(
 ext = load_extension('_C', "sdfvq was installed without its C++ extension: slow plain-torch references run instead. "
                            "Install a C++17 compiler and `pip install --force-reinstall --no-deps sdfvq`.")
 
-# %% ../nbs/01_ops.ipynb #31cdc235
+# %% ../nbs/01_ops.ipynb #5a5eda93
 def kernels_for(
     device,  # "cpu" or "cuda"
     ext,     # From `load_extension`
@@ -40,7 +40,11 @@ on_cpu = kernels_for('cpu', ext)
 def first_cuda(op, reference, *args, module='cuda'):
     "What an op does that no kernel has taken: on a GPU it loads the module with the kernels, which then take over; where there are none, `reference`."
     if not args[0].is_cuda or f'sdfvq.{module}' in sys.modules: return reference(*args)
-    importlib.import_module(f'sdfvq.{module}')
+    try: importlib.import_module(f'sdfvq.{module}')
+    except ModuleNotFoundError as e:
+        if e.name != 'triton': raise
+        warnings.warn("Triton is not installed: slow plain-torch references run on the GPU instead. `pip install triton`, or triton-windows.")
+        return reference(*args)
     return op(*args)
 
 # %% ../nbs/01_ops.ipynb #defdf428
@@ -50,13 +54,13 @@ def neighbor_offsets(
     d = torch.arange(27)
     return torch.stack([d % 3, d // 3 % 3, d // 9], 1) - 1
 
-# %% ../nbs/01_ops.ipynb #07502ec3
+# %% ../nbs/01_ops.ipynb #8c2e5415
 @torch.library.custom_op('sdfvq::neighbors', mutates_args=())
 def neighbors(
     coords: Tensor,  # (N,4) int32 (b,x,y,z), unique and sorted lexicographically
 ) -> Tensor:
     "Kernel map (N,27) int32: the row of the neighbour at each offset of `neighbor_offsets`, -1 = missing."
-    return neighbors_reference(coords)
+    return first_cuda(neighbors, neighbors_reference, coords, module='kernels')
 
 def neighbors_reference(coords: Tensor) -> Tensor:
     "What `neighbors` means: a search for each of the 27 keys."

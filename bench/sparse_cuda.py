@@ -1,0 +1,101 @@
+"""sdfvq's sparse engine on a GPU: right first, then the time. What other systems take is quoted; torch's gather and scatter run beside ours.
+
+    python bench/sparse_cuda.py [--rows map layers] [--out folder]"""
+import sys
+from functools import cache
+
+import torch
+
+from harness import Row, gpu, main
+from sdfvq.ops import conv, neighbors, neighbors_reference
+
+QUOTED = 'quoted, H100: {}'
+N = 1_000_272  # voxels of the torus
+
+@cache
+def torus(resolution=512, major=120., minor=26.4, band=4.):
+    "Voxels (N,4) int32 whose centres lie within `band` voxels of a torus."
+    at = torch.arange(resolution, device='cuda') - (resolution - 1) / 2
+    slabs = [(((((x**2 + at[:, None]**2).sqrt() - major)**2 + at**2).sqrt() - minor).abs() <= band).nonzero() for x in at]
+    return torch.cat([torch.cat([torch.tensor([[0, i]], device='cuda').expand(len(s), 2), s], 1) for i, s in enumerate(slabs)]).int()
+
+def layers(channels, depth, dtype=torch.float16):
+    "Coordinates, features, a weight for each layer, and a gradient of what comes out."
+    def make():
+        g = torch.Generator('cuda').manual_seed(0)
+        draw = lambda *size, scale=1.: (scale * torch.randn(*size, generator=g, device='cuda')).to(dtype)
+        return (torus(), draw(N, channels).requires_grad_(),
+                [draw(27, channels, channels, scale=(24.7 * channels)**-.5).requires_grad_() for _ in range(depth)], draw(N, channels))
+    return make
+
+def forward(f):
+    "Layers one after the other; `f(feats, weight, map)` is the convolution."
+    def run(x):
+        coords, feats, weights, _ = x
+        map = neighbors(coords)
+        for w in weights: feats = f(feats, w, map)
+        return feats
+    return run
+
+def there_and_back(f):
+    def run(x):
+        out = forward(f)(x)
+        return torch.autograd.grad(out, [x[1], *x[2]], x[3])
+    return run
+
+def scatter(feats, weight, map):
+    "Gather, multiply, add: an offset at a time, on pairs."
+    out = feats.new_zeros(len(map), weight.shape[2], dtype=torch.float32)
+    for k in range(27):
+        p = (map[:, k] >= 0).nonzero()[:, 0]
+        out = out.index_add(0, p, (feats[map[p, k].long()] @ weight[k]).float())
+    return out.to(feats.dtype)
+
+def close(x, ours, theirs):
+    "Errors over the largest value, against the reference in fp32 of the same operands (TF32 off), layer by layer of one."
+    coords, feats, weights, grad = x
+    if len(weights) > 1: return True, 'gated by the row of one layer'
+    map = neighbors(coords).long()
+    wide = [t.detach().float().requires_grad_() for t in (feats, weights[0])]
+    out = torch.zeros(len(map), grad.shape[1], device='cuda')
+    for k in range(27): out = out + torch.where((map[:, k] >= 0)[:, None], wide[0][map[:, k].clamp(min=0)], 0.) @ wide[1][k]
+    true = torch.autograd.grad(out, wide, grad.float()) if isinstance(ours, tuple) else (out,)
+    ours = ours if isinstance(ours, tuple) else (ours,)
+    errors = [((a.float() - b).norm() / b.norm()).item() for a, b in zip(ours, true)]
+    return max(errors) <= 3e-4, f"errors {', '.join(f'{e:.0e}' for e in errors)}"
+
+def same_map(coords, ours, theirs):
+    same = torch.equal(ours, theirs)
+    return same, f'{ours.numel():,} neighbours as found by a search, {(ours >= 0).sum().item() / len(ours):.2f} a voxel' if same else 'differ'
+
+def peak(run):
+    def ours(x):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run(x)
+        return dict(GB=(torch.cuda.max_memory_allocated() - before) / 1e9)
+    return ours
+
+TORUS = f'torus, R=512, ±4: {N:,} voxels'
+
+def conv_rows(c, quoted, most, most_forward):
+    mapped = lambda: (lambda x: (neighbors(x[0]), *x[1:]))(layers(c, 1)())
+    one = lambda x: conv(x[1], x[2][0], x[0])
+    back = lambda x: torch.autograd.grad(one(x), [x[1], *x[2]], x[3])
+    with_coords = lambda gate: lambda x, ours, theirs: gate((torus(), *x[1:]), ours, theirs)
+    return [Row(f'conv {c}', f'{TORUS}, C={c}, fp16: forward', one, with_coords(close), mapped, most=most_forward,
+                peer=lambda x: scatter(x[1], x[2][0], x[0]), by='torch: gather, multiply, index_add', device='cuda'),
+            Row(f'conv {c} and back', 'the same, forward and both gradients', back, with_coords(close), mapped, device='cuda'),
+            Row(f'4 layers {c}', 'kernel map and four layers, forward and both gradients', there_and_back(conv), close, layers(c, 4), most=most,
+                by=QUOTED.format(quoted), device='cuda'),
+            Row(f'4 layers {c}, memory', 'peak beside the operands', peak(there_and_back(conv)), lambda *_: (True, 'no gate: it is the row above'),
+                layers(c, 4), unit='GB')]
+
+ROWS = [Row('map', f'{TORUS}: 27 neighbours of each', neighbors, same_map, torus, peer=neighbors_reference, by='torch: sort, 27 searchsorted',
+            most=.15e-3, device='cuda'),
+        *conv_rows(64, 'spconv-cu126 15.8 ms, FlexGEMM 9.9 ms', 6.4e-3, None),
+        *conv_rows(128, 'spconv-cu126 45.8 ms, FlexGEMM 22.7 ms', 17e-3, 1.4e-3)]
+
+if __name__ == '__main__':
+    torch.backends.cuda.matmul.allow_tf32 = False
+    sys.exit(main(__doc__, 'The sparse engine on the GPU', 'sparse_cuda', ROWS, gpu))
