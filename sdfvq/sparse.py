@@ -6,8 +6,9 @@
 __all__ = ['SparseTensor', 'sparse_cat', 'sparse_unbind', 'batch_tensor', 'to_dense', 'from_dense', 'pool', 'child_mask', 'prune',
            'subdivide', 'upsample', 'align']
 
-# %% ../nbs/20_sparse.ipynb #e2dfec73
+# %% ../nbs/20_sparse.ipynb #112006ae
 import weakref
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -198,19 +199,24 @@ def from_dense(
     check_shape(dense, 'B C R R R', 'dense'); check_shape(mask, ' '.join(map(str, dense[:, 0].shape)), 'mask', (torch.bool,))
     return SparseTensor(mask.nonzero().int(), dense.permute(0, 2, 3, 4, 1)[mask], len(dense))
 
-# %% ../nbs/20_sparse.ipynb #866291e9
-class _Links:
+# %% ../nbs/20_sparse.ipynb #0f280a4b
+class _Links(NamedTuple):
     "Which of M parents each of N children has, and which children each parent."
-    def __init__(self,
-        code: Tensor,  # (N,) int64 8 · parent + corner, all different, in the children's order
+    parent: Tensor  # (N,) int32
+    starts: Tensor  # (M+1,) int32: parent m has the children rows[starts[m]:starts[m+1]]
+    rows: Tensor    # (N,) int32 children, parent by parent
+
+    @classmethod
+    def of(cls,
+        code: Tensor,  # (N,) int64 8 · parent + corner 4dx + 2dy + dz, all different, in the children's order
         parents: int,  # M
     ):
+        "From each child's place, by counting."
         there = torch.zeros(8 * parents, dtype=torch.bool, device=code.device).index_fill_(0, code, True)
         ends = there.cumsum(0, dtype=torch.int32)
-        self.parent = (code >> 3).int()                                                     # (N,) int32
-        self.starts = F.pad(ends[7::8], (1, 0))                                             # (M+1,) int32 into `rows`
-        self.rows = torch.empty_like(self.parent)                                           # (N,) int32 children, parent by parent
-        self.rows[ends.index_select(0, code) - 1] = torch.arange(len(code), dtype=torch.int32, device=code.device)
+        rows = torch.empty(len(code), dtype=torch.int32, device=code.device)
+        rows[ends.index_select(0, code) - 1] = torch.arange(len(code), dtype=torch.int32, device=code.device)
+        return cls((code >> 3).int(), F.pad(ends[7::8], (1, 0)), rows)
 
 class _Spread(torch.autograd.Function):
     "feats[parent]"
@@ -234,7 +240,7 @@ class _Gather(torch.autograd.Function):
 def _corner(coords): return (coords[:, 1] & 1) << 2 | (coords[:, 2] & 1) << 1 | coords[:, 3] & 1
 def _halved(coords): return torch.cat([coords[:, :1], coords[:, 1:] >> 1], 1)               # >> is floor, also below zero
 
-# %% ../nbs/20_sparse.ipynb #f081246c
+# %% ../nbs/20_sparse.ipynb #77e92a19
 def pool(
     x: SparseTensor,
     plus_one: bool = True,  # Divide by n + 1, as Direct3D-S2 does; False: by n
@@ -277,7 +283,7 @@ def _pooled(x):
     coords = table.index_select(0, at >> 4)
     coords[:, 3] = coords[:, 3] * 16 + (at & 15)
     parent = there.cumsum(0).index_select(0, place) - 1
-    return coords, _Links(8 * parent + _corner(x.coords), len(coords))
+    return coords, _Links.of(8 * parent + _corner(x.coords), len(coords))
 
 # %% ../nbs/20_sparse.ipynb #f04183be
 def prune(
@@ -288,7 +294,7 @@ def prune(
     rows = check_shape(keep, f'{len(x)}', 'keep', (torch.bool,)).nonzero()[:, 0]
     return SparseTensor(x.coords.index_select(0, rows), x.feats.index_select(0, rows), x.batch_size)
 
-# %% ../nbs/20_sparse.ipynb #b4559412
+# %% ../nbs/20_sparse.ipynb #f5a5997d
 def subdivide(
     x: SparseTensor,
     children: Tensor | None = None,  # (N,8) bool: the children to make, corner 4dx + 2dy + dz; None: all
@@ -300,9 +306,11 @@ def subdivide(
 
 def _subdivided(x, children=None):
     x.bounds                                                      # are rows in order and in range?
-    code = _child_codes(x.coords, children)
-    links, coords = _Links(code, len(x)), x.coords.index_select(0, code >> 3)
-    for axis, bit in zip((1, 2, 3), (2, 1, 0)): coords[:, axis].mul_(2).add_(code >> bit & 1)
+    starts, rows, code = _children(x.coords, children)
+    parent = (code >> 3).int()
+    coords = (x.coords * x.coords.new_tensor([1, 2, 2, 2])).index_select(0, parent)
+    for axis, bit in zip((1, 2, 3), (2, 1, 0)): coords[:, axis] += code >> bit & 1
+    links = _Links(parent, starts, rows)
     if len(x) and (2 * min(x.bounds[0]) < COORD_MIN or 2 * max(x.bounds[1][1:]) + 1 > COORD_MAX): _refuse_far(coords)
     cache = _Cache(batch_size=x.batch_size)
     if children is None:                                           # pooled, these give x's grid again
@@ -310,22 +318,23 @@ def _subdivided(x, children=None):
         cache['pool'] = x.coords, links, weakref.ref(x.cache)
     return coords, links, cache
 
-def _child_codes(coords, children):
-    "8 · row + corner of every child, in the children's order: (K,) int64."
+def _children(coords, children):
+    "Where the children of each row start, where each stands (both int32, parent by parent), and 8 · row + corner in the children's order."
     n, device = len(coords), coords.device
+    small = torch.int32 if 8 * n < 2**31 else torch.int64
     made = torch.ones(1, 2, 2, 2, dtype=torch.bool, device=device).expand(n, 2, 2, 2) if children is None else children.view(n, 2, 2, 2)
     before = F.pad(made.sum(3, dtype=torch.int32).cumsum(0, dtype=torch.int32), (0, 0, 0, 0, 1, 0))   # [row, dx, dy]: children of earlier rows
     (slab, slab_end), (column, column_end) = _runs(coords[:, :2]), _runs(coords[:, :3])
     count = lambda a, b: before.index_select(0, b) - before.index_select(0, a)
-    at = before[:-1] - before.index_select(0, column)                                      # (N,dx,dy): in its own column
+    at = before[:-1] - before.index_select(0, column)                                      # [row, dx, dy]: in its own column
     at[:, :, 1] += count(column, column_end)[:, :, 0]                                       # the column's half with dy = 0
     at += count(slab, column).sum(2, keepdim=True, dtype=torch.int32)                       # earlier columns of the slab's half
     at[:, 1] += count(slab, slab_end)[:, 0].sum(1, keepdim=True, dtype=torch.int32)         # the slab's half with dx = 0
     at += before.index_select(0, slab).sum((1, 2), keepdim=True, dtype=torch.int32)         # earlier slabs
     at = torch.stack([at, at + made[..., 0]], 3).flatten()
-    if children is None: return torch.empty(8 * n, dtype=torch.int64, device=device).scatter_(0, at.long(), torch.arange(8 * n, device=device))
-    code = made.flatten().nonzero()[:, 0]
-    return torch.empty_like(code).scatter_(0, at.index_select(0, code).long(), code)
+    asked = None if children is None else made.flatten().nonzero()[:, 0]
+    rows, code = (at, torch.arange(8 * n, dtype=small, device=device)) if asked is None else (at.index_select(0, asked), asked.to(small))
+    return before.sum((1, 2), dtype=torch.int32), rows, torch.empty_like(code).scatter_(0, rows.long(), code)
 
 def _runs(rows):
     "For each row of a sorted list the first row equal to it and the first behind those: two (N,) int64."
@@ -333,7 +342,7 @@ def _runs(rows):
     ends = torch.zeros(len(rows) + 1, dtype=torch.int64, device=rows.device).index_add_(0, run + 1, torch.ones_like(run)).cumsum(0)
     return ends[run], ends[run + 1]
 
-# %% ../nbs/20_sparse.ipynb #f8e72fcf
+# %% ../nbs/20_sparse.ipynb #d7397451
 def upsample(
     x: SparseTensor,
     like: SparseTensor,  # One scale finer; each of its voxels must lie in one of x's
@@ -343,7 +352,7 @@ def upsample(
     if cache is not x.cache:
         parent = join(_halved(like.coords), x.coords)
         _refuse(like.coords, parent < 0, 'this voxel of `like` lies in no voxel of `x`')
-        links = _Links(8 * parent.long() + _corner(like.coords), len(x))
+        links = _Links.of(8 * parent.long() + _corner(like.coords), len(x))
     return like.replace(_Spread.apply(x.feats, links))
 
 # %% ../nbs/20_sparse.ipynb #2776ea0c
