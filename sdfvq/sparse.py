@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .core import COORD_MAX, COORD_MIN, InputError, check_shape, pack_keys
 from .ops import join, neighbors
 
-# %% ../nbs/20_sparse.ipynb #d2080b5e
+# %% ../nbs/20_sparse.ipynb #4414e1be
 class SparseTensor:
     "Features (N,C) on voxels (N,4) int32 (b,x,y,z), rows unique and sorted."
     def __init__(self,
@@ -136,7 +136,7 @@ def _bounds(coords):
     if not len(coords): return None
     # Digits to the base 2¹⁶ keep the rows' order, also below zero. All that is asked comes to the host at once.
     keys = (coords.long() * coords.new_tensor([2**48, 2**32, 2**16, 1], dtype=torch.int64)).sum(1)
-    unsorted = (keys[1:] <= keys[:-1])
+    unsorted = keys[1:] <= keys[:-1]
     lo, hi, (wrong, *_) = torch.stack([*coords.aminmax(dim=0), unsorted.any().int().expand(4)]).tolist()
     if lo[0] < 0: _refuse(coords, coords[:, 0] < 0, 'the batch index must be >= 0')
     if min(lo) < COORD_MIN or max(hi) > COORD_MAX: _refuse_far(coords)
@@ -240,7 +240,7 @@ class _Gather(torch.autograd.Function):
 def _corner(coords): return (coords[:, 1] & 1) << 2 | (coords[:, 2] & 1) << 1 | coords[:, 3] & 1
 def _halved(coords): return torch.cat([coords[:, :1], coords[:, 1:] >> 1], 1)               # >> is floor, also below zero
 
-# %% ../nbs/20_sparse.ipynb #77e92a19
+# %% ../nbs/20_sparse.ipynb #3aaac5b6
 def pool(
     x: SparseTensor,
     plus_one: bool = True,  # Divide by n + 1, as Direct3D-S2 does; False: by n
@@ -255,20 +255,21 @@ def child_mask(
 ) -> Tensor:          # (M,8) bool, corner 4dx + 2dy + dz
     "Which of the 8 children of each voxel of `pool(x)` are voxels of `x`: what `subdivide` needs to come back to them."
     coords, links, _ = _coarser(x)
-    return torch.zeros(len(coords), 8, dtype=torch.bool, device=x.device).index_put_((links.parent, _corner(x.coords)), torch.tensor(True, device=x.device))
+    code = 8 * links.parent.long() + _corner(x.coords)
+    return torch.zeros(8 * len(coords), dtype=torch.bool, device=x.device).index_fill_(0, code, True).view(-1, 8)
 
 def _coarser(x):
     "Coordinates, links and cache of the grid above; made once."
+    bounds = x.bounds                                             # rows are in order and in range, or this is refused
     coords, links, cache = x.cached('pool', lambda: (*_pooled(x), None))
     # A grid that was subdivided is known to its children only as long as someone else holds it: cycles would keep memory until gc runs.
     held = cache() if isinstance(cache, weakref.ref) else cache
     if held is None:
-        held = _Cache(batch_size=x.batch_size, bounds=x.bounds and tuple((b, *(v >> 1 for v in xyz)) for b, *xyz in x.bounds))
+        held = _Cache(batch_size=x.batch_size, bounds=bounds and tuple((b, *(v >> 1 for v in xyz)) for b, *xyz in bounds))
         x.cache['pool'] = coords, links, held
     return coords, links, held
 
 def _pooled(x):
-    x.bounds                                                      # are rows in order and in range?
     words = _halved(x.coords); words[:, 3] >>= 4                  # (b, x/2, y/2, z/32)
     own = torch.cat([x.coords[:, :3], words[:, 3:]], 1)           # the same before columns merge: runs of rows
     first = torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -294,7 +295,7 @@ def prune(
     rows = check_shape(keep, f'{len(x)}', 'keep', (torch.bool,)).nonzero()[:, 0]
     return SparseTensor(x.coords.index_select(0, rows), x.feats.index_select(0, rows), x.batch_size)
 
-# %% ../nbs/20_sparse.ipynb #f5a5997d
+# %% ../nbs/20_sparse.ipynb #4756d26e
 def subdivide(
     x: SparseTensor,
     children: Tensor | None = None,  # (N,8) bool: the children to make, corner 4dx + 2dy + dz; None: all
@@ -305,16 +306,17 @@ def subdivide(
     return SparseTensor(coords, _Spread.apply(x.feats, links), cache=cache)
 
 def _subdivided(x, children=None):
-    x.bounds                                                      # are rows in order and in range?
+    bounds = x.bounds                                             # rows are in order and in range, or this is refused
     starts, rows, code = _children(x.coords, children)
     parent = (code >> 3).int()
-    coords = (x.coords * x.coords.new_tensor([1, 2, 2, 2])).index_select(0, parent)
+    corner = 2 * x.coords; corner[:, 0] = x.coords[:, 0]
+    coords = corner.index_select(0, parent)
     for axis, bit in zip((1, 2, 3), (2, 1, 0)): coords[:, axis] += code >> bit & 1
     links = _Links(parent, starts, rows)
-    if len(x) and (2 * min(x.bounds[0]) < COORD_MIN or 2 * max(x.bounds[1][1:]) + 1 > COORD_MAX): _refuse_far(coords)
+    if bounds and (2 * min(bounds[0]) < COORD_MIN or 2 * max(bounds[1][1:]) + 1 > COORD_MAX): _refuse_far(coords)
     cache = _Cache(batch_size=x.batch_size)
     if children is None:                                           # pooled, these give x's grid again
-        cache['bounds'] = x.bounds and tuple((b, *(2 * v + end for v in xyz)) for end, (b, *xyz) in enumerate(x.bounds))
+        cache['bounds'] = bounds and tuple((b, *(2 * v + end for v in xyz)) for end, (b, *xyz) in enumerate(bounds))
         cache['pool'] = x.coords, links, weakref.ref(x.cache)
     return coords, links, cache
 
