@@ -38,7 +38,7 @@ class _Storages(TorchDispatchMode):
 
     def _freed(self, ref): self.now -= self.live.pop(ref)[0]
 
-# %% ../nbs/23_memory.ipynb #2c95c520
+# %% ../nbs/23_memory.ipynb #e314e981
 @dataclass(frozen=True)
 class MemoryRow:
     "What one part of a model holds between forward and backward, in bytes."
@@ -65,11 +65,12 @@ class MemoryReport:
         width = max(len(r.name) for r in [*self.rows, total])
         mb = lambda *n: ''.join(f'{v / 1e6:12,.2f}' for v in n)
         lines = [f"{'MB':{width}}{'voxels':>12}{'parameters':>12}{'activations':>12}{'maps':>12}"]
-        lines += [f"{r.name:{width}}{f'{r.voxels:,}' if r.voxels else '':>12}{mb(r.parameters, r.activations, r.maps)}" for r in [*self.rows, total]]
+        count = lambda r: f'{r.voxels:,}' if r.voxels else ''
+        lines += [f"{r.name:{width}}{count(r):>12}{mb(r.parameters, r.activations, r.maps)}" for r in [*self.rows, total]]
         cuda = '' if self.cuda_peak is None else f', {self.cuda_peak / 1e6:,.2f} MB allocated on the GPU'
         return '\n'.join([*lines, f'peak of forward and backward: {self.peak / 1e6:,.2f} MB{cuda}'])
 
-# %% ../nbs/23_memory.ipynb #6c73473a
+# %% ../nbs/23_memory.ipynb #e521b5f8
 def sparse_memory(
     model: nn.Module,                    # Called as `model(batch)`; left as it was, with its gradients
     batch,                               # What it takes
@@ -85,7 +86,8 @@ def sparse_memory(
         if cuda: torch.cuda.reset_peak_memory_stats()
         out = model(batch)
         kept = list(storages.live.values())
-        outputs = [t for t in (t.feats if isinstance(t, SparseTensor) else t for t in tree_leaves(out)) if isinstance(t, Tensor) and t.requires_grad]
+        leaves = (t.feats if isinstance(t, SparseTensor) else t for t in tree_leaves(out))
+        outputs = [t for t in leaves if isinstance(t, Tensor) and t.requires_grad]
         if outputs and wanted: torch.autograd.grad(sum(t.float().sum() for t in outputs), wanted, allow_unused=True)
     table = {name: [n, 0, 0, 0] for name, n in voxels.items()}
     for name, t in weights.items():

@@ -295,7 +295,7 @@ def prune(
     rows = check_shape(keep, f'{len(x)}', 'keep', (torch.bool,)).nonzero()[:, 0]
     return SparseTensor(x.coords.index_select(0, rows), x.feats.index_select(0, rows), x.batch_size)
 
-# %% ../nbs/20_sparse.ipynb #4756d26e
+# %% ../nbs/20_sparse.ipynb #8144419a
 def subdivide(
     x: SparseTensor,
     children: Tensor | None = None,  # (N,8) bool: the children to make, corner 4dx + 2dy + dz; None: all
@@ -325,7 +325,7 @@ def _children(coords, children):
     n, device = len(coords), coords.device
     small = torch.int32 if 8 * n < 2**31 else torch.int64
     made = torch.ones(1, 2, 2, 2, dtype=torch.bool, device=device).expand(n, 2, 2, 2) if children is None else children.view(n, 2, 2, 2)
-    before = F.pad(made.sum(3, dtype=torch.int32).cumsum(0, dtype=torch.int32), (0, 0, 0, 0, 1, 0))   # [row, dx, dy]: children of earlier rows
+    before = F.pad(made.sum(3, dtype=torch.int32).cumsum(0, dtype=torch.int32), (0, 0, 0, 0, 1, 0))   # [row, dx, dy] of earlier rows
     (slab, slab_end), (column, column_end) = _runs(coords[:, :2]), _runs(coords[:, :3])
     count = lambda a, b: before.index_select(0, b) - before.index_select(0, a)
     at = before[:-1] - before.index_select(0, column)                                      # [row, dx, dy]: in its own column
