@@ -9,11 +9,13 @@ import trimesh
 from typer.testing import CliRunner
 
 from sdfvq.cli import app
-from sdfvq.core import InputError
+from sdfvq.conv import subm_conv
+from sdfvq.core import COORD_MAX, COORD_MIN, InputError
 from sdfvq.mesh import box, load_mesh, make_mesh, merge, sphere, torus
 from sdfvq.metrics import topology
 from sdfvq.tokens import ShapeTokens
 from sdfvq.solid import SIGNS
+from sdfvq.sparse import SparseTensor, batch_tensor, child_mask, from_dense, pool, prune, sparse_cat, subdivide, to_dense, upsample
 from sdfvq.voxelize import march, voxelize
 from sdfvq.vqvae import SparseSDFVQVAE, preset, save_model
 
@@ -220,3 +222,61 @@ def test_two_million_faces_in_two_gigabytes(tmp_path):
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     subprocess.run([sys.executable, '-c', code, 'voxelize', tmp_path / 'm.ply', '-o', tmp_path / 'm.npz', '--resolution', '64'], check=True)
     assert max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) < 2 * 2**20, 'kilobytes'
+
+GRID = torch.cartesian_prod(*[torch.arange(n) for n in (2, 3, 3, 3)]).int()
+def sparse(row=None, value=None, channels=2, batch_size=2):
+    coords = GRID.clone()
+    if row is not None: coords[row] = torch.tensor(value, dtype=torch.int32)
+    return SparseTensor(coords, torch.ones(len(coords), channels), batch_size)
+
+UNFIT = {   # what is wrong with the rows: (tensor, what is said of it)
+    'unsorted':       (lambda: sparse(5, [0, 2, 2, 2]), 'rows 5 and 6 are [0, 2, 2, 2] and [0, 0, 2, 0]: rows must be unique and sorted'),
+    'twice':          (lambda: sparse(5, [0, 0, 1, 1]), 'rows 4 and 5 are [0, 0, 1, 1] and [0, 0, 1, 1]: rows must be unique and sorted'),
+    'negative batch': (lambda: sparse(0, [-1, 0, 0, 0]), 'row 0 is [-1, 0, 0, 0]: the batch index must be >= 0'),
+    'too low':        (lambda: sparse(27, [1, COORD_MIN - 1, 0, 0]), 'row 27 is [1, -32768, 0, 0]: coordinates must lie in [-32767, 32766]'),
+    'too high':       (lambda: sparse(53, [1, 2, 2, COORD_MAX + 1]), 'row 53 is [1, 2, 2, 32767]: coordinates must lie in [-32767, 32766]'),
+    'least int':      (lambda: sparse(27, [1, -2**31, 0, 0]), 'row 27 is [1, -2147483648, 0, 0]: coordinates must lie in'),
+}
+
+@pytest.mark.parametrize('why', UNFIT)
+def test_unfit_rows_are_named(why):
+    make, said = UNFIT[why]
+    for use in (SparseTensor.check, pool, child_mask, subdivide, lambda x: subdivide(x, torch.ones(54, 8).bool()), lambda x: to_dense(x, 3),
+                lambda x: upsample(sparse(), x)):
+        with pytest.raises(InputError) as e: use(make())
+        assert said in str(e.value) and '\n' not in str(e.value)
+    with pytest.raises(InputError, match='must (lie in|be unique)'): make().kernel_map
+    assert 'INVALID' in repr(make())
+
+def test_only_a_full_check_looks_at_these():
+    with pytest.raises(InputError, match=r'row 27 is \[1, 0, 0, 0\]: the batch index must lie in \[0, 1\)'): sparse(batch_size=1).check()
+    for value in (np.nan, np.inf, -np.inf):
+        x = sparse(); x.feats[40, 1] = value
+        with pytest.raises(InputError, match=r'row 40 is \[1, 1, 1, 1\]: its features hold NaN or Inf'): x.check()
+    assert sparse().check().replace(torch.zeros(54, 1, dtype=torch.int64)).check()      # ids are features too
+
+BAD_PARTS = {
+    'coords must be (N,4) int32, got (54,4) int64': lambda: SparseTensor(GRID.long(), torch.ones(54, 2)),
+    'coords must be (N,4) int32, got (54,3) int32': lambda: SparseTensor(GRID[:, 1:], torch.ones(54, 2)),
+    'feats must be (N,C), got (54) float32': lambda: SparseTensor(GRID, torch.ones(54)),
+    'as many rows, got 54 and 53': lambda: SparseTensor(GRID, torch.ones(53, 2)),
+    'must share a device, got cpu and meta': lambda: SparseTensor(GRID, torch.ones(54, 2, device='meta')),
+    'as many rows, got 54 and 55': lambda: sparse().replace(torch.ones(55, 2)),
+    'weight takes 3 channels, the tensor has 2': lambda: subm_conv(sparse(), torch.ones(27, 3, 5)),
+    'item 0 has 2 channels float32 on cpu, item 1 has 3 channels': lambda: sparse_cat([sparse(), sparse(channels=3)]),
+    'item 1 has 2 channels float64 on cpu': lambda: sparse_cat([sparse(), sparse().to(torch.double)]),
+    'keep must be (54) bool, got (54) float32': lambda: prune(sparse(), torch.ones(54)),
+    'children must be (54,8) bool, got (54,27) bool': lambda: subdivide(sparse(), torch.ones(54, 27).bool()),
+    'lies in no voxel of `x`': lambda: upsample(prune(pool(sparse()), torch.arange(16) > 0), sparse()),
+    'lie in [0, 2) to become dense': lambda: to_dense(sparse(), 2),
+    'mask must be (1,3,3,3) bool': lambda: from_dense(torch.ones(1, 2, 3, 3, 3), torch.ones(1, 3, 3, 3)),
+    'coords must be unique, got [0, 0, 0, 0] twice': lambda: SparseTensor.from_unsorted(GRID[[0, 3, 0]], torch.ones(3, 1)),
+    'that differ': lambda: sparse() + prune(sparse(), torch.arange(54) > 0),
+    'coords must lie in [-32767, 32766]':
+        lambda: batch_tensor(dict(sparse_sdf=torch.ones(54), sparse_index=GRID[:, 1:].long() + 2**32, batch_idx=GRID[:, 0]), torch.ones(1)),
+}
+
+@pytest.mark.parametrize('said', BAD_PARTS)
+def test_bad_parts_are_named(said):
+    with pytest.raises(InputError) as e: BAD_PARTS[said]()
+    assert said in str(e.value) and '\n' not in str(e.value)
