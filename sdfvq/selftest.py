@@ -15,7 +15,7 @@ from . import contour, geometry, ops
 from .conv import subm_conv
 from .sparse import from_dense, to_dense
 
-# %% ../nbs/54_selftest.ipynb #b746b6ce
+# %% ../nbs/54_selftest.ipynb #c66e18bf
 def _cases():
     "(name, op, reference, arguments) of every op with a native implementation."
     g = torch.Generator().manual_seed(0)
@@ -29,7 +29,7 @@ def _cases():
     return [('neighbors', ops.neighbors, ops.neighbors_reference, (coords,)),
             ('gather_blocks', ops.gather_blocks, ops.gather_blocks_reference, (feats, map)),
             ('conv', ops.conv, ops.conv_reference, (feats / 8, torch.randn(27, 8, 5, generator=g), map)),
-            ('conv_weight', ops.conv_weight, ops.conv_weight_reference, (feats / 8, feats / 8, map)),
+            ('conv_weight', ops.conv_weight, ops.conv_weight_reference, (feats / 16, feats / 16, map)),
             ('join', ops.join, ops.join_reference, (coords, coords[::2].contiguous())),
             ('nearest_code', ops.nearest_code, lambda x, c: torch.cdist(x.double(), c.double()).argmin(1), (feats, codes)),
             ('closest_point', geometry.closest_point, geometry.closest_point_reference, (points, vertices, faces)),

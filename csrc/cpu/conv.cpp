@@ -82,15 +82,13 @@ struct Tile {
 template <class T, int BYTES, int ROWS, int COLS>
 SDFVQ_INLINE void add_rows(const Conv<T> &c, const Pairs &pairs, int64_t p, const T *right, T *out) {
   const int count = int(std::min<int64_t>(ROWS, pairs.count - p));
-  Tile<T, BYTES, ROWS, COLS> tile;
+  Tile<T, BYTES, ROWS, COLS> tile{};  // a sum of its own: what is added to `out` one by one are 27 numbers, not 27 cin
   const T *left[ROWS];
   T *to[ROWS];
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) {
     const int64_t q = r < count ? p + r : p;  // what is too much repeats the first, and is not stored
     left[r] = c.in + pairs.in[q] * c.cin, to[r] = out + pairs.out[q] * c.cout;
-#pragma GCC unroll 4
-    for (int v = 0; v < COLS; ++v) tile.sum[r][v] = tile.at(to[r], v);
   }
   for (int64_t i = 0; i < c.cin; ++i) {
     T x[ROWS];
@@ -102,7 +100,7 @@ SDFVQ_INLINE void add_rows(const Conv<T> &c, const Pairs &pairs, int64_t p, cons
   for (int r = 0; r < ROWS; ++r)
     if (r < count)
 #pragma GCC unroll 4
-      for (int v = 0; v < COLS; ++v) tile.at(to[r], v) = tile.sum[r][v];
+      for (int v = 0; v < COLS; ++v) tile.at(to[r], v) += tile.sum[r][v];
 }
 
 template <class T, int BYTES, int ROWS>
