@@ -146,7 +146,8 @@ def torch_backward(x): return with_gradients(lambda f, w: by_offset(f, w, x[4]),
 def product(x): return SQUARE @ SQUARE
 
 def peak(channels):
-    done = subprocess.run([sys.executable, __file__, '--peak', str(channels), str(torch.get_num_threads())], capture_output=True, text=True, check=True)
+    command = [sys.executable, __file__, '--peak', str(channels), str(torch.get_num_threads())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 def print_peak(channels, threads):
@@ -162,7 +163,8 @@ def print_peak(channels, threads):
     print(json.dumps(dict(GB=grown / 1e9, right=same_output(1e-5)(x, out, None))))
 
 SQUARE = torch.rand(2048, 2048)
-ONE, ALL, PAIRS = "spconv's CPU wheel, one thread", "spconv's CPU wheel, all threads (wrong rows)", 'torch: index_select, mm, index_add for each offset'
+ONE, ALL = "spconv's CPU wheel, one thread", "spconv's CPU wheel, all threads (wrong rows)"
+PAIRS = 'torch: index_select, mm, index_add for each offset'
 
 def work(what, channels): return f'3×3×3 convolution{what}, {len(torus(THIRD)):,} voxels of a ±4 band, C={channels}'
 
@@ -171,18 +173,20 @@ ROWS = [
           peer if peer == 'spconv' else '')
       for name, what, ours, sides in (
           ('forward', '', forward, (('spconv', 15, on_one_thread(spconv_forward), ONE), ('torch', None, torch_forward, PAIRS))),
-          ('backward', ' with both gradients', backward, (('spconv', None, on_one_thread(spconv_backward), ONE), ('torch', None, torch_backward, PAIRS))))
+          ('backward', ' with both gradients', backward,
+           (('spconv', None, on_one_thread(spconv_backward), ONE), ('torch', None, torch_backward, PAIRS))))
       for peer, goal, theirs, by in sides for C in (16, 64, 128)],
     Row('forward 64 spconv threads', work('', 64), forward, same_output(1e-5), set_up(64, 'spconv'), None, spconv_forward, ALL, 'spconv'),
     *[Row(f'{name} {C} product', work(what, C) + ', useful flops', ours, same_output(1e-5), set_up(C), .5, product,
           'fp32 matrix product of 2048³, its time for as many flops', share=2 * 2048**3 / (times * flops(THIRD, C)))
-      for name, what, ours, times in (('forward', '', forward, 1), ('backward', ' with both gradients', backward, 3)) for C in (16, 64, 128)],
+      for name, what, ours, times in (('forward', '', forward, 1), ('backward', ' with both gradients', backward, 3))
+      for C in (16, 64, 128)],
     Row('forward 64 bf16', work('', 64) + ', bf16 against fp32', forward, same_output(2**-8), set_up(64, dtype=torch.bfloat16), None,
         lambda x: conv(x[0].float(), x[1].float(), x[2]), 'ours in fp32, with the conversion'),
     Row('map', f'kernel map of {len(torus(THIRD)):,} voxels', neighbors, same_map, lambda: torus(THIRD), None, sort_and_search,
         'torch: pack keys, sort, searchsorted of 27'),
-    Row('memory 64', work('', 64) + ': largest resident set above inputs and output', lambda x: peak(64), lambda x, ours, theirs: ours['right'], most=.064,
-        unit='GB'),
+    Row('memory 64', work('', 64) + ': largest resident set above inputs and output', lambda x: peak(64),
+        lambda x, ours, theirs: ours['right'], most=.064, unit='GB'),
 ]
 
 if __name__ == '__main__':

@@ -193,7 +193,8 @@ template <class T>
 static void weight(const Conv<T> &c, int threads) {
   const auto run = kernels<T>().weight;
   std::fill(c.out, c.out + c.k * c.cin * c.cout, T(0));
-  const int64_t parts = (c.cin + PART - 1) / PART, bytes = (c.cin + c.cout) * sizeof(T) * BLOCK, slab = std::max<int64_t>(SLAB / bytes, 1) * BLOCK;
+  const int64_t parts = (c.cin + PART - 1) / PART, bytes = (c.cin + c.cout) * sizeof(T) * BLOCK;
+  const int64_t slab = std::max<int64_t>(SLAB / bytes, 1) * BLOCK;
   for (int64_t begin = 0; begin < c.m; begin += slab)
     parallel_for(c.k * parts, 1, threads, [&](int64_t i, int64_t) {
       const int64_t from = i % parts * PART, to = std::min(from + PART, c.cin), end = std::min(begin + slab, c.m);
@@ -209,9 +210,11 @@ static void bind(py::module_ &m) {
     if (in.ndim() != 2 || map.ndim() != 2 || !fits) throw std::invalid_argument(std::string(name) + ": shapes do not fit");
   };
   m.def("conv", [check](Rows in, Rows weights, Map map, int threads) {
-    check(in, map, "conv", weights.ndim() == 3 && weights.shape(0) == map.shape(1) && weights.shape(1) == in.shape(1) && weights.shape(2) % WIDTH == 0);
+    check(in, map, "conv", weights.ndim() == 3 && weights.shape(0) == map.shape(1) &&
+          weights.shape(1) == in.shape(1) && weights.shape(2) % WIDTH == 0);
     Rows out({map.shape(0), weights.shape(2)});
-    const Conv<T> c{in.data(), map.data(), weights.data(), out.mutable_data(), in.shape(0), map.shape(0), map.shape(1), in.shape(1), weights.shape(2)};
+    const Conv<T> c{in.data(), map.data(), weights.data(), out.mutable_data(),
+                    in.shape(0), map.shape(0), map.shape(1), in.shape(1), weights.shape(2)};
     py::gil_scoped_release release;
     forward(c, threads);
     return out;
@@ -219,7 +222,8 @@ static void bind(py::module_ &m) {
   m.def("conv_weight", [check](Rows in, Rows grad, Map map, int threads) {
     check(in, map, "conv_weight", grad.ndim() == 2 && grad.shape(0) == map.shape(0) && grad.shape(1) % WIDTH == 0);
     Rows out({map.shape(1), in.shape(1), grad.shape(1)});
-    const Conv<T> c{in.data(), map.data(), grad.data(), out.mutable_data(), in.shape(0), map.shape(0), map.shape(1), in.shape(1), grad.shape(1)};
+    const Conv<T> c{in.data(), map.data(), grad.data(), out.mutable_data(),
+                    in.shape(0), map.shape(0), map.shape(1), in.shape(1), grad.shape(1)};
     py::gil_scoped_release release;
     weight(c, threads);
     return out;
