@@ -7,11 +7,12 @@ __all__ = ['ext', 'on_cpu', 'BLOCK_ELEMENTS', 'CODE_ELEMENTS', 'load_extension',
            'neighbors', 'neighbors_reference', 'sorted_keys', 'gather_blocks', 'gather_blocks_reference', 'mirrored',
            'conv', 'conv_reference', 'conv_weight', 'conv_weight_reference', 'join', 'join_reference', 'nearest_code']
 
-# %% ../nbs/01_ops.ipynb #ba82209a
+# %% ../nbs/01_ops.ipynb #79e29f6f
 import importlib.util, sys, warnings
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .core import MISSING, InputError, pack_keys
 
@@ -159,6 +160,24 @@ def conv_weight_reference(feats: Tensor, grad: Tensor, map: Tensor) -> Tensor:
 
 @conv_weight.register_fake
 def _(feats, grad, map): return feats.new_empty(map.shape[1], feats.shape[1], grad.shape[1])
+
+# %% ../nbs/01_ops.ipynb #c91c5005
+def _in_cpp(op, like, args, map, channels):
+    "`op` of the extension on arguments whose last axis is `channels`: the result in the dtype of `like`."
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    first, second = (x.to(dtype) for x in args)
+    second = F.pad(second, (0, -channels % 16)).contiguous()    # 16: a register of AVX-512
+    out = torch.from_numpy(op(first.contiguous().numpy(), second.numpy(), map.contiguous().numpy(), torch.get_num_threads()))
+    return out[..., :channels].to(like.dtype).contiguous()
+
+if hasattr(ext, 'conv'):    # a compiler without vector types leaves it out
+    @on_cpu(conv)
+    def _(feats, weight, map, mirror=False):
+        weight = mirrored(weight) if mirror else weight
+        return _in_cpp(ext.conv, feats, (feats, weight), map, weight.shape[2])
+
+    @on_cpu(conv_weight)
+    def _(feats, grad, map): return _in_cpp(ext.conv_weight, feats, (feats, grad), map, grad.shape[1])
 
 # %% ../nbs/01_ops.ipynb #c4e8e15f
 def _conv_backward(ctx, grad):

@@ -15,18 +15,21 @@ from . import contour, geometry, ops
 from .conv import subm_conv
 from .sparse import from_dense, to_dense
 
-# %% ../nbs/54_selftest.ipynb #9209f142
+# %% ../nbs/54_selftest.ipynb #c66e18bf
 def _cases():
     "(name, op, reference, arguments) of every op with a native implementation."
     g = torch.Generator().manual_seed(0)
     coords = torch.unique(torch.randint(0, 9, (600, 4), generator=g) % torch.tensor([2, 9, 9, 9]), dim=0).int()
     feats, codes = torch.randn(len(coords), 8, generator=g), torch.randn(300, 8, generator=g)
+    map = ops.neighbors_reference(coords)
     vertices = torch.rand(12, 3, generator=g, dtype=torch.float64) - .5
     faces = torch.randint(0, 12, (20, 3), generator=g)
     points = torch.rand(200, 3, generator=g, dtype=torch.float64) - .5
     field = torch.randn(len(ball := torch.cartesian_prod(*[torch.arange(7)]*3)), generator=g)
     return [('neighbors', ops.neighbors, ops.neighbors_reference, (coords,)),
-            ('gather_blocks', ops.gather_blocks, ops.gather_blocks_reference, (feats, ops.neighbors_reference(coords))),
+            ('gather_blocks', ops.gather_blocks, ops.gather_blocks_reference, (feats, map)),
+            ('conv', ops.conv, ops.conv_reference, (feats / 8, torch.randn(27, 8, 5, generator=g), map)),
+            ('conv_weight', ops.conv_weight, ops.conv_weight_reference, (feats / 16, feats / 16, map)),
             ('join', ops.join, ops.join_reference, (coords, coords[::2].contiguous())),
             ('nearest_code', ops.nearest_code, lambda x, c: torch.cdist(x.double(), c.double()).argmin(1), (feats, codes)),
             ('closest_point', geometry.closest_point, geometry.closest_point_reference, (points, vertices, faces)),

@@ -5,6 +5,7 @@
 namespace sdfvq {
 void bind_neighbors(pybind11::module_ &m);
 void bind_gather_blocks(pybind11::module_ &m);
+void bind_conv(pybind11::module_ &m);
 void bind_join(pybind11::module_ &m);
 void bind_closest_point(pybind11::module_ &m);
 void bind_winding(pybind11::module_ &m);
@@ -19,6 +20,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "C++ kernels of sdfvq for the CPU";
   sdfvq::bind_neighbors(m);
   sdfvq::bind_gather_blocks(m);
+  sdfvq::bind_conv(m);
   sdfvq::bind_join(m);
   sdfvq::bind_closest_point(m);
   sdfvq::bind_winding(m);
