@@ -2,29 +2,22 @@
 
     python bench/sparse_cuda.py [--rows map layers] [--out folder]"""
 import sys
-from functools import cache
 
 import torch
 
 from harness import Row, gpu, main
 from sdfvq.ops import conv, neighbors, neighbors_reference
+from sparse import torus
 
 QUOTED = 'quoted, H100: {}'
 N = 1_000_272  # voxels of the torus
-
-@cache
-def torus(resolution=512, major=120., minor=26.4, band=4.):
-    "Voxels (N,4) int32 whose centres lie within `band` voxels of a torus."
-    at = torch.arange(resolution, device='cuda') - (resolution - 1) / 2
-    slabs = [(((((x**2 + at[:, None]**2).sqrt() - major)**2 + at**2).sqrt() - minor).abs() <= band).nonzero() for x in at]
-    return torch.cat([torch.cat([torch.tensor([[0, i]], device='cuda').expand(len(s), 2), s], 1) for i, s in enumerate(slabs)]).int()
 
 def layers(channels, depth, dtype=torch.float16):
     "Coordinates, features, a weight for each layer, and a gradient of what comes out."
     def make():
         g = torch.Generator('cuda').manual_seed(0)
         draw = lambda *size, scale=1.: (scale * torch.randn(*size, generator=g, device='cuda')).to(dtype)
-        return (torus(), draw(N, channels).requires_grad_(),
+        return (torus().cuda(), draw(N, channels).requires_grad_(),
                 [draw(27, channels, channels, scale=(24.7 * channels)**-.5).requires_grad_() for _ in range(depth)], draw(N, channels))
     return make
 
@@ -82,7 +75,7 @@ def conv_rows(c, quoted, most, most_forward):
     mapped = lambda: (lambda x: (neighbors(x[0]), *x[1:]))(layers(c, 1)())
     one = lambda x: conv(x[1], x[2][0], x[0])
     back = lambda x: torch.autograd.grad(one(x), [x[1], *x[2]], x[3])
-    with_coords = lambda gate: lambda x, ours, theirs: gate((torus(), *x[1:]), ours, theirs)
+    with_coords = lambda gate: lambda x, ours, theirs: gate((torus().cuda(), *x[1:]), ours, theirs)
     return [Row(f'conv {c}', f'{TORUS}, C={c}, fp16: forward', one, with_coords(close), mapped, most=most_forward,
                 peer=lambda x: scatter(x[1], x[2][0], x[0]), by='torch: gather, multiply, index_add', device='cuda'),
             Row(f'conv {c} and back', 'the same, forward and both gradients', back, with_coords(close), mapped, device='cuda'),
@@ -91,7 +84,7 @@ def conv_rows(c, quoted, most, most_forward):
             Row(f'4 layers {c}, memory', 'peak beside the operands', peak(there_and_back(conv)), lambda *_: (True, 'no gate: it is the row above'),
                 layers(c, 4), unit='GB')]
 
-ROWS = [Row('map', f'{TORUS}: 27 neighbours of each', neighbors, same_map, torus, peer=neighbors_reference, by='torch: sort, 27 searchsorted',
+ROWS = [Row('map', f'{TORUS}: 27 neighbours of each', neighbors, same_map, lambda: torus().cuda(), peer=neighbors_reference, by='torch: sort, 27 searchsorted',
             most=.15e-3, device='cuda'),
         *conv_rows(64, 'spconv-cu126 15.8 ms, FlexGEMM 9.9 ms', 6.4e-3, None),
         *conv_rows(128, 'spconv-cu126 45.8 ms, FlexGEMM 22.7 ms', 17e-3, 1.4e-3)]
