@@ -55,19 +55,20 @@ def from_torchsparse(
     "torchsparse's weights as ours: the same."
     return _check_weight(weight)
 
-# %% ../nbs/21_conv.ipynb #91521500
+# %% ../nbs/21_conv.ipynb #08f38327
 BACKENDS = {  # name: how it is had
     'native': 'it is this package',
     'torchsparse': 'build 2.1.0 from https://github.com/mit-han-lab/torchsparse (needs nvcc and google-sparsehash)',
     'spconv': '`pip install spconv`, or with an NVIDIA GPU `pip install spconv-cu126`'}
 
 _context_backend = ContextVar('conv_backend', default=None)
+_contexts = []  # one entry for each that is open: `torch.compile` reads a list, but no ContextVar
 
 def chosen_backend(
     backend: str | None = None,  # Of the call
 ) -> str:
     "The backend that counts: the call's, else the context's, else that of `SPARSE_BACKEND`, else native."
-    name = backend or _context_backend.get() or os.environ.get('SPARSE_BACKEND') or 'native'
+    name = backend or (_contexts and _context_backend.get()) or os.environ.get('SPARSE_BACKEND') or 'native'
     if name not in BACKENDS: raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
     return name
 
@@ -78,8 +79,9 @@ def conv_backend(
     "Convolutions within use this backend. (What activation checkpoints compute again on a GPU does not see it; `SPARSE_BACKEND` does.)"
     load_backend(chosen_backend(name))
     token = _context_backend.set(name)
+    _contexts.append(name)
     try: yield
-    finally: _context_backend.reset(token)
+    finally: _context_backend.reset(token), _contexts.pop()
 
 # %% ../nbs/21_conv.ipynb #5fffa785
 def _from_zero(coords):
@@ -167,7 +169,7 @@ def backend_version(
     "Version of a backend's library."
     return getattr(sys.modules['sdfvq' if name == 'native' else name], '__version__', 'unknown')
 
-# %% ../nbs/21_conv.ipynb #37374046
+# %% ../nbs/21_conv.ipynb #dc0c2712
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}   # of the largest value
 
 @functools.cache
@@ -179,13 +181,13 @@ def prove_backend(
     "Largest difference of a backend from native, as a part of the largest value; `InputError` where it is more than rounding."
     run, g = load_backend(name), torch.Generator().manual_seed(0)
     coords = torch.unique(torch.randint(0, 20, (4000, 4), generator=g) % torch.tensor([3, 20, 20, 20]), dim=0) - torch.tensor([0, 5, 9, 2])
-    given = [torch.randn(*s, generator=g).to(dtype) for s in ((len(coords), 16), (27, 16, 32), (len(coords), 32))]
+    where = f"{str(dtype)[6:]} on {device}"
     def answers(run, device, dtype):
         feats, weight, grad = (t.to(device, dtype).requires_grad_() for t in given)
         y = run(SparseTensor(coords.int().to(device), feats, 3), feats, weight)
         return [t.detach().cpu().double() for t in (y, *torch.autograd.grad(y, (feats, weight), grad))]
-    where = f"{str(dtype)[6:]} on {device}"
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+        given = [torch.randn(*s, generator=g).to(dtype) for s in ((len(coords), 16), (27, 16, 32), (len(coords), 32))]
         want = answers(_load_native(), 'cpu', torch.float64)
         try: got = answers(run, device, dtype)
         except Exception as e:
@@ -197,7 +199,7 @@ def prove_backend(
                          f"{TOLERANCE[dtype]:.0e} allowed; use backend='native'{advice}")
     return gap
 
-# %% ../nbs/21_conv.ipynb #2be63410
+# %% ../nbs/21_conv.ipynb #1568b88b
 def subm_conv(
     x: SparseTensor,             # N voxels, Cin channels
     weight: Tensor,              # (27,Cin,Cout), offset (dx+1) + 3(dy+1) + 9(dz+1), or (Cin,Cout) for a 1×1×1 kernel
@@ -206,7 +208,8 @@ def subm_conv(
 ) -> SparseTensor:               # the same voxels, Cout channels
     "Submanifold convolution, 3×3×3 or 1×1×1; under autocast in its dtype, else in the features'."
     backend = chosen_backend(backend)
-    if _check_weight(weight).shape[-2] != x.feats.shape[1]: raise InputError(f"weight takes {weight.shape[-2]} channels, the tensor has {x.feats.shape[1]}")
+    if _check_weight(weight).shape[-2] != x.feats.shape[1]:
+        raise InputError(f"weight takes {weight.shape[-2]} channels, the tensor has {x.feats.shape[1]}")
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     feats, weight = x.feats.to(dtype), weight.to(dtype)

@@ -61,13 +61,15 @@ def test_proof(dtype):
 
 def test_a_dtype_it_has_not_is_refused():
     x = voxels(50, 9)
-    with pytest.raises(InputError, match='cannot do bfloat16 on cpu'): subm_conv(x.replace(x.feats.bfloat16()), randn(27, 5, 7), backend='spconv')
+    x = x.replace(x.feats.bfloat16())
+    with pytest.raises(InputError, match='cannot do bfloat16 on cpu'): subm_conv(x, randn(27, 5, 7), backend='spconv')
 
 def test_its_race_is_found(threads):
     "Not held to one thread, it is refused (it may be right by luck, hence the tries)."
     if threads == 1 or os.cpu_count() == 1: pytest.skip('needs threads that race')
     torch.set_num_threads(2)
-    with patch.object(conv, '_one_thread', lambda omp: nullcontext()), pytest.raises(InputError, match='is wrong in float32 on cpu.*OMP_NUM_THREADS=1'):
+    free, says = patch.object(conv, '_one_thread', lambda omp: nullcontext()), 'is wrong in float32 on cpu.*OMP_NUM_THREADS=1'
+    with free, pytest.raises(InputError, match=says):
         for _ in range(20): prove_backend.__wrapped__('spconv', 'cpu', torch.float32)
     torch.set_num_threads(threads)
 
@@ -83,7 +85,8 @@ def test_weights_of_its_own_layer(threads):
     x = voxels(400, 9)
     for k in (3, 1):
         layer = spconv.SubMConv3d(5, 7, k, bias=False, algo=ConvAlgo.Native).double()
-        weight = layer.weight.detach() if k == 3 else layer.weight.detach().view(5, 7).T.reshape(7, 1, 1, 1, 5)   # it reads (Cin,Cout) there
+        weight = layer.weight.detach()
+        if k == 1: weight = weight.view(5, 7).T.reshape(7, 1, 1, 1, 5)   # there it reads its numbers as (Cin,Cout)
         ours = from_spconv(weight)
         assert torch.equal(to_spconv(ours), weight)
         torch.set_num_threads(1)
@@ -113,7 +116,7 @@ def test_blocks():
     assert gap(run('spconv'), run('native')) < 1e-11
 
 def test_without_gradients():
-    x, weight = voxels(400, 9), randn(27, 5, 7)
+    x, weight = voxels(400, 9), randn(27, 5, 7).requires_grad_()
     want = subm_conv(x, weight, backend='native').feats
     for mode in (torch.no_grad, torch.inference_mode):
         with mode(): assert gap([subm_conv(x, weight, backend='spconv').feats], [want]) < 1e-13
