@@ -164,7 +164,7 @@ def evaluate(inputs: Annotated[list[Path], typer.Argument(help='Meshes.')], mode
     _print_table(summary(rows, health))
     if any('error' in r for r in rows): raise typer.Exit(2)
 
-# %% ../nbs/70_cli.ipynb #f1bce496
+# %% ../nbs/70_cli.ipynb #49e1e955
 def _print_table(rows):
     table = Table(show_header=False, box=None)
     for name, value in rows: table.add_row(name, str(value))
@@ -182,12 +182,16 @@ def demo(mesh: Annotated[Optional[Path], typer.Argument(help='Your mesh; by defa
 @app.command()
 def info():
     "Versions, devices, native ops and backends, and a self-test that each gives the right numbers."
-    from sdfvq.selftest import check_convolution, check_ops, devices, versions
+    from sdfvq.selftest import check_backends, check_convolution, check_ops, devices, versions
     _print_table([*versions().items(), ('devices', ', '.join(devices()))])
     table, ok = Table('op', 'runs as', 'largest difference', '', box=None), True
     for name, how, gap, right in [*check_ops(), *((f'convolution, {b}', d, g, r) for b, d, g, r in check_convolution())]:
         table.add_row(name, how, f'{gap:.0e}', 'right' if right else '[red]WRONG[/]')
         ok &= right
+    console.print(table)
+    table = Table('backend', 'version', 'in', 'largest difference', '', box=None)
+    for name, version, place, gap, remark in check_backends():
+        table.add_row(name, version, place, '' if gap is None else f'{gap:.0e}', 'equal' if gap is not None else escape(remark))
     console.print(table)
     if not ok: raise typer.Exit(1)
 

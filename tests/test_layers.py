@@ -53,7 +53,8 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'cli':       set(),
 }
 CORE_NEVER = {'fastai', 'transformers'}                     # `Only` speaks of our modules; core has this besides
-ALONE = {'transformers': {'vl'}, 'peft': {'vl'}}            # package: the only modules that import it
+ALONE = {'transformers': {'vl'}, 'peft': {'vl'},            # package: the only modules that import it
+         'spconv': {'conv'}, 'torchsparse': {'conv'}}
 LATE = {('ops', 'kernels'), ('ops', 'cuda')}                 # loads of a later room, by name at the first CUDA call
 FREE = {'_C', '_cuda'}                                      # the extensions are no rooms
 
@@ -141,6 +142,7 @@ def planted(tmp_path):
     ('vqvae', 'def f():\n    def g():\n        import sdfvq.voxelize'),
     ('tokens', 'from sdfvq import SparseSDFVQVAE'),
     ('data', 'from transformers import AutoModel'),
+    ('selftest', 'def f():\n    import spconv.pytorch'),
 ])
 def test_planted_violation_is_found(planted, module, line):
     assert any(v.startswith(module) for v in planted(module, line))
