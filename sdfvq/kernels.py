@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['LOW', 'HIGH', 'WORDS_PER_VOXEL', 'LONGEST', 'neighbors_triton', 'conv_triton', 'conv_weight_triton']
 
-# %% ../nbs/02_kernels.ipynb #67091e5e
+# %% ../nbs/02_kernels.ipynb #e140d376
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .core import COORD_MAX, COORD_MIN, InputError, check_shape
-from .ops import conv, conv_reference, conv_weight, conv_weight_reference, neighbors, neighbors_reference
+from .ops import conv, conv_reference, conv_weight, conv_weight_reference, mirrored, neighbors, neighbors_reference
 
 # %% ../nbs/02_kernels.ipynb #9f52bd07
 def _processors(device):
@@ -115,7 +115,7 @@ def neighbors_triton(coords: Tensor) -> Tensor:
         room = words
     return neighbors_reference(coords).t().contiguous().t()   # which also says what is wrong with bad ones
 
-# %% ../nbs/02_kernels.ipynb #e978c823
+# %% ../nbs/02_kernels.ipynb #3fd1f338
 @triton.jit
 def _neighbor_tile(feats, map, row, live, chan, CIN: tl.constexpr, EVEN: tl.constexpr):
     "Channels `chan` of the neighbours in one row of the map, zeros where there is none."
@@ -125,7 +125,7 @@ def _neighbor_tile(feats, map, row, live, chan, CIN: tl.constexpr, EVEN: tl.cons
     return tl.load(feats + j[:, None].to(tl.int64) * CIN + chan[None, :], mask=there, other=0.)
 
 @triton.jit(do_not_specialize=['n'])
-def _conv(feats, weight, map, out, n, w_k, w_i, w_o, CIN: tl.constexpr, COUT: tl.constexpr,
+def _conv(feats, weight, map, out, n, CIN: tl.constexpr, COUT: tl.constexpr,
           ROWS: tl.constexpr, COLS: tl.constexpr, CHANNELS: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
     row, col = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * COLS + tl.arange(0, COLS)
     live, part = row < n, tl.program_id(2) if SPLIT > 1 else 0     # a known 0 leaves registers for a third program on a processor
@@ -137,7 +137,7 @@ def _conv(feats, weight, map, out, n, w_k, w_i, w_o, CIN: tl.constexpr, COUT: tl
         t, chan = s // STEPS, s % STEPS * CHANNELS + tl.arange(0, CHANNELS)
         k = t // 9 + t // 3 % 3 * 3 + t % 3 * 9
         x = _neighbor_tile(feats, map + k.to(tl.int64) * n, row, live, chan, CIN, EVEN_IN)
-        at = weight + k * w_k + chan[:, None] * w_i + col[None, :] * w_o
+        at = weight + (k * CIN + chan[:, None]) * COUT + col[None, :]
         if EVEN_IN and EVEN_OUT: w = tl.load(at)
         else: w = tl.load(at, mask=(chan < CIN)[:, None] & (col < COUT)[None, :], other=0.)
         acc = tl.dot(x, w, acc, input_precision=PRECISION)
@@ -180,7 +180,7 @@ def _conv_weight(feats, grad, map, out, n, stretch, CIN: tl.constexpr, COUT: tl.
         tl.store(at, low, mask=keep)
         if GROUP == 3: tl.store(at + 9 * W, mid, mask=keep); tl.store(at + 18 * W, high, mask=keep)
 
-# %% ../nbs/02_kernels.ipynb #a6c00e75
+# %% ../nbs/02_kernels.ipynb #96cab903
 LONGEST = 2**18  # rows summed in one go: tensor cores round towards zero, which over millions of steps is an error of a thousandth
 
 def _tile(channels, most): return min(max(triton.next_power_of_2(channels), 16), most)
@@ -203,10 +203,8 @@ def _by_offset(map):
 def conv_triton(feats: Tensor, weight: Tensor, map: Tensor, mirror: bool = False, processors: int | None = None) -> Tensor:
     "`conv` on a GPU; `processors` is known where it is not given."
     if not _ready(feats, weight, map): return conv_reference(feats, weight, map, mirror)
-    feats, n = feats.contiguous(), len(map)
-    w_k, w_i, w_o = weight.stride()
-    c_in, c_out, first = *weight.shape[1:], weight
-    if mirror: w_k, w_i, w_o, c_in, c_out, first = -w_k, w_o, w_i, c_out, c_in, weight[26]
+    feats, weight, n = feats.contiguous(), (mirrored(weight) if mirror else weight).contiguous(), len(map)
+    c_in, c_out = weight.shape[1:]
     if feats.shape != (n, c_in): raise InputError(f"feats must be ({n},{c_in}) for this kernel map and these weights, got {tuple(feats.shape)}")
     half = feats.element_size() == 2
     cols = _tile(c_out, 128 if half else 64)
@@ -215,7 +213,7 @@ def conv_triton(feats: Tensor, weight: Tensor, map: Tensor, mirror: bool = False
     split = next((s for s in (1, 3, 9) if s * tiles >= 2 * (processors or _processors(feats.device))), 9)
     out = feats.new_empty(split, n, c_out, dtype=feats.dtype if split == 1 else torch.float32)
     _conv[triton.cdiv(n, rows), triton.cdiv(c_out, cols), split](
-        feats, first, _by_offset(map), out, n, w_k, w_i, w_o, CIN=c_in, COUT=c_out, ROWS=rows, COLS=cols, CHANNELS=_tile(c_in, 64 if half else 32),
+        feats, weight, _by_offset(map), out, n, CIN=c_in, COUT=c_out, ROWS=rows, COLS=cols, CHANNELS=_tile(c_in, 64 if half else 32),
         SPLIT=split, PRECISION=_precision(feats), num_warps=4, num_stages=2)
     return out[0] if split == 1 else out.sum(0).to(feats.dtype)
 
