@@ -254,7 +254,7 @@ class SparseLinear(nn.Linear):
     "`nn.Linear` on the features."
     def forward(self, x: SparseTensor) -> SparseTensor: return x.replace(super().forward(x.feats))
 
-# %% ../nbs/21_conv.ipynb #7e488fba
+# %% ../nbs/21_conv.ipynb #42ce9813
 class DownBlock(nn.Module):
     "SiLU(GN(x)) pooled → conv, GN, SiLU, conv; plus a 1×1×1 shortcut of the pooled input. Half the resolution."
     def __init__(self,
@@ -270,8 +270,7 @@ class DownBlock(nn.Module):
         self.skip_connection = SubmConv3d(c_in, c_out, 1)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        y = self.out_layers(pool(self.act_layers(x), self.plus_one))
-        return y.replace(y.feats + self.skip_connection(pool(x, self.plus_one)).feats)
+        return self.out_layers(pool(self.act_layers(x), self.plus_one)) + self.skip_connection(pool(x, self.plus_one))
 
 class UpBlock(nn.Module):
     "conv, SiLU, subdivide, conv, SiLU. Twice the resolution, all 8 children of every voxel."
