@@ -1,6 +1,7 @@
 "The package as others import it: light, with its public names right in any order, and without the extension too."
 import importlib.machinery, itertools, shutil, subprocess, sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_import_is_light():
 
 def test_rooms_without_training_are_light():
     "Only data, learner and what is built on them need fastai, only vl transformers. The command line loads them when a command does."
-    heavy = {'data', 'learner', 'evaluate', 'explore', 'demo', 'vl', 'retrieve'}
+    heavy = {'data', 'learner', 'evaluate', 'explore', 'demo', 'vl', 'retrieve'} | ({'kernels'} if find_spec('triton') is None else set())
     assert not loaded(*(f'sdfvq.{m}' for m in ROOMS if m not in heavy)) & {'fastai', 'transformers'}
 
 @pytest.mark.parametrize('name', sdfvq.__all__)
