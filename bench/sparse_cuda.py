@@ -7,6 +7,7 @@ import torch
 
 from harness import Row, gpu, main
 from sdfvq.ops import conv, neighbors, neighbors_reference
+from sdfvq.vqvae import SparseSDFVQVAE, preset
 from sparse import torus
 
 QUOTED = 'quoted, H100: {}'
@@ -69,6 +70,54 @@ def peak(run):
         return dict(GB=(torch.cuda.max_memory_allocated() - before) / 1e9)
     return ours
 
+# The whole autoencoder
+
+def sphere(radius, resolution=512, band=4.):
+    "The batch of one shape: the field within `band` voxels of a sphere about the grid's centre."
+    at = torch.arange(resolution, device='cuda') - (resolution - 1) / 2
+    slabs = [((x**2 + at[:, None]**2 + at**2).sqrt() - radius) / band for x in at]
+    places = [(slab.abs() <= 1).nonzero() for slab in slabs]
+    index = torch.cat([torch.cat([torch.full_like(p[:, :1], i), p], 1) for i, p in enumerate(places)]).int()
+    return dict(sparse_sdf=torch.cat([slab[tuple(p.T)] for slab, p in zip(slabs, places)]), sparse_index=index, batch_idx=torch.zeros_like(index[:, 0]))
+
+def autoencoder(name='direct3d_s2', radius=153.5):
+    def make():
+        torch.manual_seed(0)
+        model = SparseSDFVQVAE(preset(name)).cuda()
+        return model, sphere(radius)
+    return make
+
+def step(x):
+    "Forward and backward of the continuous autoencoder, bf16 where torch's autocast says so."
+    model, batch = x
+    model.zero_grad()
+    with torch.autocast('cuda', torch.bfloat16): out = model(batch, quantize=False)['recon'].feats
+    out.square().sum().backward()
+    return out.detach()
+
+def latents(x):
+    with torch.no_grad(): return x[0].encode_continuous(x[1])
+
+def decode(x):
+    model, z = x
+    with torch.no_grad(), torch.autocast('cuda', torch.bfloat16): return model.decode_continuous(z.feats, z.coords).feats
+
+def near_fp32(run):
+    "bf16 keeps 8 bits of each of some 60 layers' inputs: what comes out is held to fp32's, on average."
+    def gate(x, ours, theirs):
+        with torch.no_grad(): true = run(x)
+        error = ((ours.float() - true).abs().mean() / true.abs().mean()).item()
+        return error < .1, f'{len(ours):,} voxels, mean error {error:.0e} of the mean beside fp32'
+    return gate
+
+VAE = 'direct3d_s2 VAE, a sphere at 512³ of 10.7 k latents, bf16'
+VAE_ROWS = [
+    Row('vae step', f'{VAE}: forward and backward', step, near_fp32(lambda x: x[0](x[1], quantize=False)['recon'].feats), autoencoder(), device='cuda'),
+    Row('vae memory', 'peak beside weights and input of the same', peak(step), lambda x, ours, theirs: (ours['GB'] > 0, 'outputs gated in the row above'),
+        autoencoder(), unit='GB'),
+    Row('vae decode', f'{VAE}: decoding to all 5.5 M voxels', decode, near_fp32(lambda x: x[0].decode_continuous(x[1].feats, x[1].coords).feats),
+        lambda: (lambda x: (x[0], latents(x)))(autoencoder()()), most=.1, device='cuda')]
+
 TORUS = f'torus, R=512, ±4: {N:,} voxels'
 
 def conv_rows(c, quoted, most, most_forward):
@@ -87,7 +136,7 @@ def conv_rows(c, quoted, most, most_forward):
 ROWS = [Row('map', f'{TORUS}: 27 neighbours of each', neighbors, same_map, lambda: torus().cuda(), peer=neighbors_reference, by='torch: sort, 27 searchsorted',
             most=.15e-3, device='cuda'),
         *conv_rows(64, 'spconv-cu126 15.8 ms, FlexGEMM 9.9 ms', 6.4e-3, None),
-        *conv_rows(128, 'spconv-cu126 45.8 ms, FlexGEMM 22.7 ms', 17e-3, 1.4e-3)]
+        *conv_rows(128, 'spconv-cu126 45.8 ms, FlexGEMM 22.7 ms', 17e-3, 1.4e-3), *VAE_ROWS]
 
 if __name__ == '__main__':
     torch.backends.cuda.matmul.allow_tf32 = False
