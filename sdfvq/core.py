@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'COORD_MIN', 'COORD_MAX', 'InputError', 'check_shape', 'check_device', 'voxel_size', 'voxel_to_cube',
-           'Transform', 'pack_keys', 'unpack_keys', 'check_output', 'atomic_write']
+           'Transform', 'pack_keys', 'unpack_keys', 'morton', 'check_output', 'atomic_write']
 
 # %% ../nbs/00_core.ipynb #eca9cdb1
 import os, tempfile, uuid
@@ -105,6 +105,16 @@ def unpack_keys(
     "The rows that `pack_keys` packed."
     xyz = [((keys >> s) & 0xffff) - 2**15 for s in (32, 16, 0)]
     return torch.stack([keys >> 48, *xyz], 1).int()
+
+# %% ../nbs/00_core.ipynb #a7fd409d
+def morton(
+    xyz: Tensor,  # (N,3) int64 in [0, 2²¹)
+) -> Tensor:      # (N,) int64
+    "Morton codes: bit i of x, y, z becomes bit 3i, 3i+1, 3i+2."
+    for step, mask in ((32, 0x1f00000000ffff), (16, 0x1f0000ff0000ff), (8, 0x100f00f00f00f00f), (4, 0x10c30c30c30c30c3),
+                       (2, 0x1249249249249249)):
+        xyz = (xyz | xyz << step) & mask   # each step cuts runs of bits in two and moves the upper half away
+    return xyz[:, 0] | xyz[:, 1] << 1 | xyz[:, 2] << 2
 
 # %% ../nbs/00_core.ipynb #f3ee951d
 def check_output(

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['MORTON_BITS', 'VERSION', 'morton_encode', 'morton_decode', 'pack_bits', 'unpack_bits', 'ShapeTokens']
 
-# %% ../nbs/50_tokens.ipynb #f7b59374
+# %% ../nbs/50_tokens.ipynb #3ec7a138
 import io, json, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from .core import InputError, Transform, atomic_write, check_output, check_shape
+from .core import InputError, Transform, atomic_write, check_output, check_shape, morton
 
-# %% ../nbs/50_tokens.ipynb #eb219b93
+# %% ../nbs/50_tokens.ipynb #35e30769
 MORTON_BITS = 21  # per axis: 63 bits
 
 def morton_encode(
@@ -23,8 +24,7 @@ def morton_encode(
     "Morton codes of places: bit i of x, y, z becomes bit 3i, 3i+1, 3i+2."
     xyz = np.asarray(xyz, np.int64)
     if xyz.size and (xyz.min() < 0 or xyz.max() >= 2**MORTON_BITS): raise InputError(f"places must lie in [0, 2^{MORTON_BITS})")
-    bits = (xyz[:, None, :] >> np.arange(MORTON_BITS)[:, None]) & 1
-    return (bits << (3 * np.arange(MORTON_BITS)[:, None] + np.arange(3))).sum((1, 2))
+    return morton(torch.from_numpy(xyz)).numpy()
 
 def morton_decode(
     codes,       # (M,) integers from `morton_encode`
