@@ -40,7 +40,7 @@ def places(
 def _places(coords, item, items):
     return coords - coords.new_zeros(items, 3).scatter_reduce(0, item[:, None].expand(-1, 3), coords, 'amin', include_self=False)[item]
 
-# %% ../nbs/22_attention.ipynb #14be275d
+# %% ../nbs/22_attention.ipynb #3ab7276f
 class Windows(NamedTuple):
     "The rows of a grid, window after window, the longest first."
     order: Tensor    # (N,) int64 rows
@@ -57,6 +57,7 @@ def windows(
 ) -> Windows:
     "Who attends to whom; computed once per grid."
     check_window(size, mode)
+    if mode != 'window': x.bounds   # ranks rest on the rows' order
     return x.cached(('windows', mode, size, shift), lambda: _windows(*_keys(x, size, shift, mode)))
 
 def check_window(size, mode):

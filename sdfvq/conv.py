@@ -55,7 +55,7 @@ def from_torchsparse(
     "torchsparse's weights as ours: the same."
     return _check_weight(weight)
 
-# %% ../nbs/21_conv.ipynb #08f38327
+# %% ../nbs/21_conv.ipynb #6bb8d546
 BACKENDS = {  # name: how it is had
     'native': 'it is this package',
     'torchsparse': 'build 2.1.0 from https://github.com/mit-han-lab/torchsparse (needs nvcc and google-sparsehash)',
@@ -76,7 +76,7 @@ def chosen_backend(
 def conv_backend(
     name: str,  # One of `BACKENDS`
 ):
-    "Convolutions within use this backend. (What activation checkpoints compute again on a GPU does not see it; `SPARSE_BACKEND` does.)"
+    "Convolutions within use this backend. (With activation checkpoints on a GPU torch refuses: what they compute again does not see it. `SPARSE_BACKEND` works there.)"
     load_backend(chosen_backend(name))
     token = _context_backend.set(name)
     _contexts.append(name)
@@ -169,7 +169,7 @@ def backend_version(
     "Version of a backend's library."
     return getattr(sys.modules['sdfvq' if name == 'native' else name], '__version__', 'unknown')
 
-# %% ../nbs/21_conv.ipynb #dc0c2712
+# %% ../nbs/21_conv.ipynb #49293298
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}   # of the largest value
 
 @functools.cache
@@ -186,7 +186,8 @@ def prove_backend(
         feats, weight, grad = (t.to(device, dtype).requires_grad_() for t in given)
         y = run(SparseTensor(coords.int().to(device), feats, 3), feats, weight)
         return [t.detach().cpu().double() for t in (y, *torch.autograd.grad(y, (feats, weight), grad))]
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+    own = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)   # a checkpoint around the first use shall not see this graph
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False), own:
         given = [torch.randn(*s, generator=g).to(dtype) for s in ((len(coords), 16), (27, 16, 32), (len(coords), 32))]
         want = answers(_load_native(), 'cpu', torch.float64)
         try: got = answers(run, device, dtype)
@@ -237,12 +238,12 @@ class SubmConv3d(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor: return subm_conv(x, self.conv['kernel'], self.conv['bias'])
 
-# %% ../nbs/21_conv.ipynb #4b4b4c0e
+# %% ../nbs/21_conv.ipynb #f070b120
 class SparseGroupNorm(nn.GroupNorm):
     "`nn.GroupNorm` over all voxels of each item, computed in fp32."
     def forward(self, x: SparseTensor) -> SparseTensor:
         feats = x.feats.float()
-        items = [F.group_norm(f.T[None], self.num_groups, self.weight.float(), self.bias.float(), self.eps)[0].T if len(f) else f
+        items = [torch.group_norm(f.T[None], self.num_groups, self.weight.float(), self.bias.float(), self.eps)[0].T if len(f) else f
                  for f in feats.split(x.counts.tolist())]
         return x.replace(torch.cat(items).to(x.dtype) if items else x.feats)
 

@@ -70,7 +70,7 @@ class MemoryReport:
         cuda = '' if self.cuda_peak is None else f', {self.cuda_peak / 1e6:,.2f} MB allocated on the GPU'
         return '\n'.join([*lines, f'peak of forward and backward: {self.peak / 1e6:,.2f} MB{cuda}'])
 
-# %% ../nbs/23_memory.ipynb #e521b5f8
+# %% ../nbs/23_memory.ipynb #752da11e
 def sparse_memory(
     model: nn.Module,                    # Called as `model(batch)`; left as it was, with its gradients
     batch,                               # What it takes
@@ -81,9 +81,11 @@ def sparse_memory(
     part = lambda name: '.'.join(name.split('.')[:depth])
     storages, voxels, wanted = _Storages(), {}, [p for p in model.parameters() if p.requires_grad]
     weights = dict((*model.named_parameters(), *model.named_buffers()))
-    cuda = any(t.is_cuda for t in weights.values())
+    device = next((t.device for t in weights.values() if t.is_cuda), None)
+    cuda = device is not None
+    if isinstance(batch, SparseTensor): batch = SparseTensor(batch.coords, batch.feats, batch.batch_size)   # none of its maps is made yet
     with _as_it_was(model, use_checkpoint), _watched(model, part, storages, voxels), torch.enable_grad(), storages:
-        if cuda: torch.cuda.reset_peak_memory_stats()
+        if cuda: torch.cuda.reset_peak_memory_stats(device)
         out = model(batch)
         kept = list(storages.live.values())
         leaves = (t.feats if isinstance(t, SparseTensor) else t for t in tree_leaves(out))
@@ -95,7 +97,7 @@ def sparse_memory(
         table[name][1] += t.nbytes
     for size, name, is_map in kept: table[name][3 if is_map else 2] += size
     return MemoryReport([MemoryRow(name, *row) for name, row in table.items() if any(row[1:])],
-                        storages.peak + sum(t.nbytes for t in weights.values()), torch.cuda.max_memory_allocated() if cuda else None)
+                        storages.peak + sum(t.nbytes for t in weights.values()), torch.cuda.max_memory_allocated(device) if cuda else None)
 
 @contextmanager
 def _as_it_was(model, use_checkpoint):

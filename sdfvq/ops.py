@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ext', 'on_cpu', 'BLOCK_ELEMENTS', 'CODE_ELEMENTS', 'load_extension', 'kernels_for', 'first_cuda', 'neighbor_offsets',
            'neighbors', 'neighbors_reference', 'sorted_keys', 'gather_blocks', 'gather_blocks_reference', 'mirrored',
-           'conv', 'conv_reference', 'conv_weight', 'conv_weight_reference', 'join', 'join_reference', 'nearest_code']
+           'conv', 'check_conv', 'conv_reference', 'conv_weight', 'check_conv_weight', 'conv_weight_reference', 'join',
+           'join_reference', 'nearest_code']
 
 # %% ../nbs/01_ops.ipynb #79e29f6f
 import importlib.util, sys, warnings
@@ -55,7 +56,7 @@ def neighbor_offsets(
     d = torch.arange(27)
     return torch.stack([d % 3, d // 3 % 3, d // 9], 1) - 1
 
-# %% ../nbs/01_ops.ipynb #8c2e5415
+# %% ../nbs/01_ops.ipynb #a4585978
 @torch.library.custom_op('sdfvq::neighbors', mutates_args=())
 def neighbors(
     coords: Tensor,  # (N,4) int32 (b,x,y,z), unique and sorted lexicographically
@@ -82,7 +83,9 @@ def _find(wanted, table):
     return torch.where(table[at] == wanted, at, MISSING).int()
 
 @neighbors.register_fake
-def _(coords): return coords.new_empty(len(coords), 27, dtype=torch.int32)
+def _(coords):  # on a GPU the voxels of an offset stand side by side
+    n = len(coords)
+    return coords.new_empty(27, n, dtype=torch.int32).t() if coords.is_cuda else coords.new_empty(n, 27, dtype=torch.int32)
 
 @on_cpu(neighbors)
 def _(coords): return torch.from_numpy(ext.neighbors(sorted_keys(coords).numpy(), torch.get_num_threads()))
@@ -111,12 +114,12 @@ def _(feats, map):
     out = torch.from_numpy(ext.gather_blocks(rows, map.contiguous().numpy(), torch.get_num_threads()))
     return out.view(feats.dtype)
 
-# %% ../nbs/01_ops.ipynb #36369f71
+# %% ../nbs/01_ops.ipynb #32233233
 BLOCK_ELEMENTS = 2**22  # elements gathered at a time: 16 MB in fp32
 
 def _pieces(map, channels):
     "Slices of rows whose gathered blocks stay within bounds."
-    step = max(BLOCK_ELEMENTS // (map.shape[1] * channels), 1)
+    step = max(BLOCK_ELEMENTS // max(map.shape[1] * channels, 1), 1)
     return [slice(i, i + step) for i in range(0, len(map), step)]
 
 def mirrored(weight: Tensor) -> Tensor:
@@ -132,6 +135,18 @@ def conv(
 ) -> Tensor:
     "Submanifold convolution (N,Cout) of voxels with themselves; sums in fp32 or better."
     return first_cuda(conv, conv_reference, feats, weight, map, mirror, module='kernels')
+
+def check_conv(feats, weight, map, mirror=False):
+    "`InputError` where features, weights and kernel map do not fit."
+    _check_alike(feats, weight, map)
+    if weight.dim() != 3 or feats.dim() != 2 or (len(weight), weight.shape[2 if mirror else 1]) != (map.shape[1], feats.shape[1]):
+        raise InputError(f"weights must be ({map.shape[1]},{feats.shape[1]},Cout) for this kernel map and these features, got {tuple(weight.shape)}"
+                         + ', mirrored' * mirror)
+
+def _check_alike(feats, other, map):
+    if feats.dtype != other.dtype: raise InputError(f"what is multiplied must have one dtype, got {feats.dtype} and {other.dtype}")
+    if not feats.device == other.device == map.device:
+        raise InputError(f"features, weights and kernel map must share a device, got {feats.device}, {other.device} and {map.device}")
 
 def conv_reference(feats: Tensor, weight: Tensor, map: Tensor, mirror: bool = False) -> Tensor:
     "What `conv` means: gather, then multiply."
@@ -152,6 +167,11 @@ def conv_weight(
     "Gradient of the weights (27,Cin,Cout): Σₚ in[p + dₖ]ᵀ · grad[p]; sums in fp32 or better."
     return first_cuda(conv_weight, conv_weight_reference, feats, grad, map, module='kernels')
 
+def check_conv_weight(feats, grad, map):
+    "`InputError` where features, gradient and kernel map do not fit."
+    _check_alike(feats, grad, map)
+    if len(grad) != len(map): raise InputError(f"grad must have {len(map)} rows as the kernel map, got {len(grad)}")
+
 def conv_weight_reference(feats: Tensor, grad: Tensor, map: Tensor) -> Tensor:
     "What `conv_weight` means: gather, then multiply."
     total = feats.new_zeros(map.shape[1] * feats.shape[1], grad.shape[1], dtype=torch.promote_types(feats.dtype, torch.float32))
@@ -161,7 +181,7 @@ def conv_weight_reference(feats: Tensor, grad: Tensor, map: Tensor) -> Tensor:
 @conv_weight.register_fake
 def _(feats, grad, map): return feats.new_empty(map.shape[1], feats.shape[1], grad.shape[1])
 
-# %% ../nbs/01_ops.ipynb #c91c5005
+# %% ../nbs/01_ops.ipynb #500fee6f
 def _in_cpp(op, like, args, map, channels):
     "`op` of the extension on arguments whose last axis is `channels`: the result in the dtype of `like`."
     dtype = torch.promote_types(like.dtype, torch.float32)
@@ -173,11 +193,14 @@ def _in_cpp(op, like, args, map, channels):
 if hasattr(ext, 'conv'):    # a compiler without vector types leaves it out
     @on_cpu(conv)
     def _(feats, weight, map, mirror=False):
+        check_conv(feats, weight, map, mirror)
         weight = mirrored(weight) if mirror else weight
         return _in_cpp(ext.conv, feats, (feats, weight), map, weight.shape[2])
 
     @on_cpu(conv_weight)
-    def _(feats, grad, map): return _in_cpp(ext.conv_weight, feats, (feats, grad), map, grad.shape[1])
+    def _(feats, grad, map):
+        check_conv_weight(feats, grad, map)
+        return _in_cpp(ext.conv_weight, feats, (feats, grad), map, grad.shape[1])
 
 # %% ../nbs/01_ops.ipynb #c4e8e15f
 def _conv_backward(ctx, grad):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .core import COORD_MAX, COORD_MIN, InputError, check_shape, pack_keys
 from .ops import join, neighbors
 
-# %% ../nbs/20_sparse.ipynb #4414e1be
+# %% ../nbs/20_sparse.ipynb #bf83fe7e
 class SparseTensor:
     "Features (N,C) on voxels (N,4) int32 (b,x,y,z), rows unique and sorted."
     def __init__(self,
@@ -40,6 +40,7 @@ class SparseTensor:
     ):
         "A tensor with its rows put in order; duplicates are refused."
         if len(coords) != len(feats): raise InputError(f"coords and feats must have as many rows, got {len(coords)} and {len(feats)}")
+        if coords.device != feats.device: raise InputError(f"coords and feats must share a device, got {coords.device} and {feats.device}")
         keys, order = pack_keys(coords).sort()
         twice = (keys[1:] == keys[:-1]).nonzero()
         if len(twice): raise InputError(f"coords must be unique, got {coords[order[twice[0, 0]]].tolist()} twice")
@@ -65,7 +66,8 @@ class SparseTensor:
 
     def cached(self, key, make):
         "`make()` the first time, what it gave from then on."
-        if key not in self.cache: self.cache[key] = make()
+        if key not in self.cache:
+            with torch.inference_mode(False), torch.no_grad(): self.cache[key] = make()   # what inference makes, training may use later
         return self.cache[key]
 
     @property
@@ -86,6 +88,7 @@ class SparseTensor:
     @property
     def offsets(self) -> Tensor:
         "(B+1,) int64: item b has the rows offsets[b] to offsets[b+1]."
+        if 'offsets' not in self.cache: self.bounds   # rows are in order, or this is refused
         return self.cached('offsets', lambda: torch.searchsorted(self.coords[:, 0].contiguous(),
                            torch.arange(self.batch_size + 1, dtype=torch.int32, device=self.device)))
 
@@ -97,7 +100,7 @@ class SparseTensor:
     @property
     def bounds(self) -> tuple:
         "Least and greatest (b,x,y,z) as two tuples of ints, None where there are no voxels; `InputError` if rows are out of order or range."
-        return self.cached('bounds', lambda: _bounds(self.coords))
+        return self.cached('bounds', lambda: _bounds(self.coords, self.cache.get('batch_size')))
 
     def __len__(self): return len(self.coords)
     @property
@@ -107,18 +110,18 @@ class SparseTensor:
     def __reduce__(self): return SparseTensor, (self.coords, self.feats, self.batch_size)   # a copy or a file carries no maps
 
     def __repr__(self):
-        n = self.counts.tolist()
+        what = f"{len(self):,} voxels, {self.feats.shape[1]} channels, {str(self.dtype)[6:]}, {self.device}"
+        try: n = self.counts.tolist()
+        except InputError as e: return f'SparseTensor({what}, INVALID: {e})'
         each = ' + '.join(f'{k:,}' for k in n) if len(n) < 5 else f'{min(n):,} to {max(n):,}'
-        try: box = ', '.join(f'{a} {lo}…{hi}' for a, lo, hi in zip(' xyz', *self.bounds) if a != ' ') if len(self) else 'empty'
-        except InputError as e: box = f'INVALID: {e}'
+        box = ', '.join(f'{a} {lo}…{hi}' for a, lo, hi in zip(' xyz', *self.bounds) if a != ' ') if len(self) else 'empty'
         items = f"{len(n)} item{'s' * (len(n) != 1)}" + (f' of {each}' if len(n) > 1 else '')
-        return f"SparseTensor({items}, {len(self):,} voxels, {self.feats.shape[1]} channels, {str(self.dtype)[6:]}, {self.device}, {box})"
+        return f"SparseTensor({items}, {what}, {box})"
 
     def check(self) -> 'SparseTensor':
         "Itself, or `InputError` naming the first row that is out of order, out of range or not finite (a pass over everything)."
         self.cache.pop('bounds', None)
-        if self.bounds is not None and self.bounds[1][0] >= self.batch_size:
-            _refuse(self.coords, self.coords[:, 0] >= self.batch_size, f'the batch index must lie in [0, {self.batch_size})')
+        self.bounds
         _refuse(self.coords, ~self.feats.isfinite().all(1), 'its features hold NaN or Inf')
         return self
 
@@ -132,13 +135,14 @@ def _refuse(coords, bad, why):
 def _refuse_far(coords):
     _refuse(coords, ((coords < COORD_MIN) | (coords > COORD_MAX)).any(1), f'coordinates must lie in [{COORD_MIN}, {COORD_MAX}]')
 
-def _bounds(coords):
+def _bounds(coords, items):
     if not len(coords): return None
     # Digits to the base 2¹⁶ keep the rows' order, also below zero. All that is asked comes to the host at once.
     keys = (coords.long() * coords.new_tensor([2**48, 2**32, 2**16, 1], dtype=torch.int64)).sum(1)
     unsorted = keys[1:] <= keys[:-1]
     lo, hi, (wrong, *_) = torch.stack([*coords.aminmax(dim=0), unsorted.any().int().expand(4)]).tolist()
     if lo[0] < 0: _refuse(coords, coords[:, 0] < 0, 'the batch index must be >= 0')
+    if items is not None and hi[0] >= items: _refuse(coords, coords[:, 0] >= items, f'the batch index must lie in [0, {items})')
     if min(lo) < COORD_MIN or max(hi) > COORD_MAX: _refuse_far(coords)
     if wrong:
         i = int(unsorted.nonzero()[0])

@@ -193,7 +193,7 @@ template <class T>
 static void weight(const Conv<T> &c, int threads) {
   const auto run = kernels<T>().weight;
   std::fill(c.out, c.out + c.k * c.cin * c.cout, T(0));
-  const int64_t parts = (c.cin + PART - 1) / PART, bytes = (c.cin + c.cout) * sizeof(T) * BLOCK;
+  const int64_t parts = (c.cin + PART - 1) / PART, bytes = std::max<int64_t>(c.cin + c.cout, 1) * sizeof(T) * BLOCK;
   const int64_t slab = std::max<int64_t>(SLAB / bytes, 1) * BLOCK;
   for (int64_t begin = 0; begin < c.m; begin += slab)
     parallel_for(c.k * parts, 1, threads, [&](int64_t i, int64_t) {
