@@ -29,7 +29,7 @@ def load_extension(
 ext = load_extension('_C', "sdfvq was installed without its C++ extension: slow plain-torch references run instead. "
                            "Install a C++17 compiler and `pip install --force-reinstall --no-deps sdfvq`.")
 
-# %% ../nbs/01_ops.ipynb #5a5eda93
+# %% ../nbs/01_ops.ipynb #70b3aba7
 def kernels_for(
     device,  # "cpu" or "cuda"
     ext,     # From `load_extension`
@@ -45,6 +45,7 @@ def first_cuda(op, reference, *args, module='cuda'):
     try: importlib.import_module(f'sdfvq.{module}')
     except ModuleNotFoundError as e:
         if e.name != 'triton': raise
+        sys.modules[f'sdfvq.{module}'] = None   # asked once
         warnings.warn("Triton is not installed: slow plain-torch references run on the GPU instead. `pip install triton`, or triton-windows.")
         return reference(*args)
     return op(*args)

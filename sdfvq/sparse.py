@@ -299,7 +299,7 @@ def prune(
     rows = check_shape(keep, f'{len(x)}', 'keep', (torch.bool,)).nonzero()[:, 0]
     return SparseTensor(x.coords.index_select(0, rows), x.feats.index_select(0, rows), x.batch_size)
 
-# %% ../nbs/20_sparse.ipynb #8144419a
+# %% ../nbs/20_sparse.ipynb #77a78fb1
 def subdivide(
     x: SparseTensor,
     children: Tensor | None = None,  # (N,8) bool: the children to make, corner 4dx + 2dy + dz; None: all
@@ -311,6 +311,7 @@ def subdivide(
 
 def _subdivided(x, children=None):
     bounds = x.bounds                                             # rows are in order and in range, or this is refused
+    if children is None and 8 * len(x) >= 2**31: raise InputError(f"the 8 children of {len(x):,} voxels are more than 2^31 rows; ask for fewer")
     starts, rows, code = _children(x.coords, children)
     parent = (code >> 3).int()
     corner = 2 * x.coords; corner[:, 0] = x.coords[:, 0]
