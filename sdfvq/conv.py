@@ -55,7 +55,7 @@ def from_torchsparse(
     "torchsparse's weights as ours: the same."
     return _check_weight(weight)
 
-# %% ../nbs/21_conv.ipynb #6bb8d546
+# %% ../nbs/21_conv.ipynb #13964ec0
 BACKENDS = {  # name: how it is had
     'native': 'it is this package',
     'torchsparse': 'build 2.1.0 from https://github.com/mit-han-lab/torchsparse (needs nvcc and google-sparsehash)',
@@ -76,7 +76,7 @@ def chosen_backend(
 def conv_backend(
     name: str,  # One of `BACKENDS`
 ):
-    "Convolutions within use this backend. (With activation checkpoints on a GPU torch refuses: what they compute again does not see it. `SPARSE_BACKEND` works there.)"
+    "Convolutions within use this backend, in this thread: a checkpoint of your own must open it again where it computes again."
     load_backend(chosen_backend(name))
     token = _context_backend.set(name)
     _contexts.append(name)

@@ -6,7 +6,7 @@
 __all__ = ['presets', 'FORMAT', 'VQVAEConfig', 'preset', 'SparseSDFEncoder', 'SparseSDFDecoder', 'SparseSDFVQVAE', 'fingerprint',
            'save_model', 'load_model']
 
-# %% ../nbs/31_vqvae.ipynb #b42f761f
+# %% ../nbs/31_vqvae.ipynb #54e03a1c
 import hashlib, json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .attention import TransformerBlock, position_embedding
-from .conv import DownBlock, SparseLinear, UpBlock
+from .conv import DownBlock, SparseLinear, UpBlock, chosen_backend, conv_backend
 from .core import InputError, atomic_write, check_device, check_output, check_shape
 from .quantize import VectorQuantizer
 from .sparse import SparseTensor, batch_tensor
@@ -92,13 +92,18 @@ def preset(name: str) -> VQVAEConfig:
     if name not in presets: raise InputError(f"unknown preset {name!r}; known are {', '.join(presets)}")
     return presets[name]
 
-# %% ../nbs/31_vqvae.ipynb #6087e9ea
+# %% ../nbs/31_vqvae.ipynb #76a8dd48
 def _blocks(channels, heads, n, window):
     return nn.ModuleList([TransformerBlock(channels, heads, window, shift=window // 2 * (i % 2)) for i in range(n)])
 
 def _run(blocks, x, use_checkpoint):
-    for block in blocks:
-        x = checkpoint(block, x, use_reentrant=False) if use_checkpoint and torch.is_grad_enabled() else block(x)
+    if not (use_checkpoint and torch.is_grad_enabled()):
+        for block in blocks: x = block(x)
+        return x
+    backend = chosen_backend()   # what is computed again, on a GPU in another thread, is computed by the same
+    def run(block, x):
+        with conv_backend(backend): return block(x)
+    for block in blocks: x = checkpoint(run, block, x, use_reentrant=False)
     return x
 
 class SparseSDFEncoder(nn.Module):

@@ -2,7 +2,9 @@
 
 torchsparse needs a GPU and a compiler: `sdfvq info` proves it where it is installed."""
 import os, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
@@ -16,6 +18,7 @@ from sdfvq import conv
 from sdfvq.conv import DownBlock, UpBlock, conv_backend, from_spconv, load_backend, prove_backend, subm_conv, to_spconv
 from sdfvq.core import InputError
 from sdfvq.sparse import SparseTensor
+from sdfvq.vqvae import SparseSDFVQVAE, preset
 
 G = torch.Generator().manual_seed(0)
 
@@ -131,3 +134,15 @@ def test_graph_can_be_walked_twice():
     y = subm_conv(x, weight, backend='spconv').feats.square().sum()
     a, b = (torch.autograd.grad(y, weight, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(a, b)
+
+def test_checkpoints_compute_again_with_the_same_backend():
+    "Backward runs in another thread, as on a GPU."
+    torch.manual_seed(0)
+    model, x = SparseSDFVQVAE(replace(preset('tiny'), use_checkpoint=True)), voxels(300, 16, c=1)
+    batch = dict(sparse_sdf=x.feats[:, 0].float(), sparse_index=x.coords[:, 1:], batch_idx=x.coords[:, 0])
+    def grads(backend):
+        model.zero_grad()
+        with conv_backend(backend): loss = model(batch, quantize=False)['recon'].feats.square().sum()
+        with ThreadPoolExecutor(1) as pool: pool.submit(loss.backward).result()
+        return [p.grad.clone() for p in model.decoder.parameters()]
+    assert gap(grads('spconv'), grads('native')) < 1e-3
