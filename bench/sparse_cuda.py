@@ -66,9 +66,11 @@ def peak(run):
     def ours(x):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        run(x)
-        return dict(GB=(torch.cuda.max_memory_allocated() - before) / 1e9)
+        out = run(x)
+        return dict(GB=(torch.cuda.max_memory_allocated() - before) / 1e9, out=out)
     return ours
+
+def of_its_output(gate): return lambda x, ours, theirs: gate(x, ours['out'], theirs)
 
 # The whole autoencoder
 
@@ -87,11 +89,12 @@ def autoencoder(name='direct3d_s2', radius=153.5):
         return model, sphere(radius)
     return make
 
+def reconstruction(x): return x[0](x[1], quantize=False)['recon'].feats
+
 def step(x):
     "Forward and backward of the continuous autoencoder, bf16 where torch's autocast says so."
-    model, batch = x
-    model.zero_grad()
-    with torch.autocast('cuda', torch.bfloat16): out = model(batch, quantize=False)['recon'].feats
+    x[0].zero_grad()
+    with torch.autocast('cuda', torch.bfloat16): out = reconstruction(x)
     out.square().sum().backward()
     return out.detach()
 
@@ -112,9 +115,8 @@ def near_fp32(run):
 
 VAE = 'direct3d_s2 VAE, a sphere at 512³ of 10.7 k latents, bf16'
 VAE_ROWS = [
-    Row('vae step', f'{VAE}: forward and backward', step, near_fp32(lambda x: x[0](x[1], quantize=False)['recon'].feats), autoencoder(), device='cuda'),
-    Row('vae memory', 'peak beside weights and input of the same', peak(step), lambda x, ours, theirs: (ours['GB'] > 0, 'outputs gated in the row above'),
-        autoencoder(), unit='GB'),
+    Row('vae step', f'{VAE}: forward and backward', step, near_fp32(reconstruction), autoencoder(), device='cuda'),
+    Row('vae memory', 'peak beside weights and input of the same', peak(step), of_its_output(near_fp32(reconstruction)), autoencoder(), unit='GB'),
     Row('vae decode', f'{VAE}: decoding to all 5.5 M voxels', decode, near_fp32(lambda x: x[0].decode_continuous(x[1].feats, x[1].coords).feats),
         lambda: (lambda x: (x[0], latents(x)))(autoencoder()()), most=.1, device='cuda')]
 
@@ -130,7 +132,7 @@ def conv_rows(c, quoted, most, most_forward):
             Row(f'conv {c} and back', 'the same, forward and both gradients', back, with_coords(close), mapped, device='cuda'),
             Row(f'4 layers {c}', 'kernel map and four layers, forward and both gradients', there_and_back(conv), close, layers(c, 4), most=most,
                 by=QUOTED.format(quoted), device='cuda'),
-            Row(f'4 layers {c}, memory', 'peak beside the operands', peak(there_and_back(conv)), lambda x, ours, theirs: (ours['GB'] > 0, 'outputs gated in the row above'),
+            Row(f'4 layers {c}, memory', 'peak beside the operands', peak(there_and_back(conv)), of_its_output(close),
                 layers(c, 4), unit='GB')]
 
 ROWS = [Row('map', f'{TORUS}: 27 neighbours of each', neighbors, same_map, lambda: torus().cuda(), peer=neighbors_reference, by='torch: order checked, 27 searchsorted',
