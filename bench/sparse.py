@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from harness import Row, machine, main
+from sdfvq.conv import to_spconv
 from sdfvq.core import pack_keys
 from sdfvq.ops import conv, mirrored, neighbor_offsets, neighbors, neighbors_reference
 
@@ -70,7 +71,7 @@ def spconv_layer(scale, channels):
     on_one_thread(net)(x)
     del net.weight                         # a parameter; the weights that it is called with take its place
     def run(feats, weight):
-        net.weight = weight.view(3, 3, 3, *weight.shape[1:]).permute(4, 0, 1, 2, 3).contiguous()
+        net.weight = to_spconv(weight)
         return net(x.replace_feature(feats)).features
     return run
 
