@@ -299,7 +299,7 @@ def prune(
     rows = check_shape(keep, f'{len(x)}', 'keep', (torch.bool,)).nonzero()[:, 0]
     return SparseTensor(x.coords.index_select(0, rows), x.feats.index_select(0, rows), x.batch_size)
 
-# %% ../nbs/20_sparse.ipynb #77a78fb1
+# %% ../nbs/20_sparse.ipynb #5a37312a
 def subdivide(
     x: SparseTensor,
     children: Tensor | None = None,  # (N,8) bool: the children to make, corner 4dx + 2dy + dz; None: all
@@ -330,7 +330,8 @@ def _children(coords, children):
     n, device = len(coords), coords.device
     small = torch.int32 if 8 * n < 2**31 else torch.int64
     made = torch.ones(1, 2, 2, 2, dtype=torch.bool, device=device).expand(n, 2, 2, 2) if children is None else children.view(n, 2, 2, 2)
-    before = F.pad(made.sum(3, dtype=torch.int32).cumsum(0, dtype=torch.int32), (0, 0, 0, 0, 1, 0))   # [row, dx, dy] of earlier rows
+    pairs = made.sum(3, dtype=torch.int32).flatten(1).unbind(1)   # one scan each: on a GPU torch is slow to scan columns that lie together
+    before = F.pad(torch.stack([p.cumsum(0, dtype=torch.int32) for p in pairs], 1).view(n, 2, 2), (0, 0, 0, 0, 1, 0))   # [row, dx, dy] of earlier rows
     (slab, slab_end), (column, column_end) = _runs(coords[:, :2]), _runs(coords[:, :3])
     count = lambda a, b: before.index_select(0, b) - before.index_select(0, a)
     at = before[:-1] - before.index_select(0, column)                                      # [row, dx, dy]: in its own column

@@ -19,6 +19,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'core':      Only(),
     'ops':       Only({'core'}),
     'kernels':   Only({'core', 'ops'}),
+    'hopper':    Only({'ops', 'kernels'}),
     'geometry':  Only({'core', 'ops'}),
     'contour':   Only({'core', 'ops'}),
     'cuda':      Only({'core', 'ops', 'geometry', 'contour'}),
@@ -55,7 +56,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
 CORE_NEVER = {'fastai', 'transformers'}                     # `Only` speaks of our modules; core has this besides
 ALONE = {'transformers': {'vl'}, 'peft': {'vl'},            # package: the only modules that import it
          'spconv': {'conv'}, 'torchsparse': {'conv'}}
-LATE = {('ops', 'kernels'), ('ops', 'cuda')}                 # loads of a later room, by name at the first CUDA call
+LATE = {('ops', 'kernels'), ('ops', 'cuda'), ('kernels', 'hopper')}   # loads of a later room, by name at the first CUDA call
 FREE = {'_C', '_cuda'}                                      # the extensions are no rooms
 
 def number(source):
