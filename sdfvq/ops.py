@@ -203,9 +203,10 @@ if hasattr(ext, 'conv'):    # a compiler without vector types leaves it out
         check_conv_weight(feats, grad, map)
         return _in_cpp(ext.conv_weight, feats, (feats, grad), map, grad.shape[1])
 
-# %% ../nbs/01_ops.ipynb #c4e8e15f
+# %% ../nbs/01_ops.ipynb #73cccabb
 def _conv_backward(ctx, grad):
     (feats, weight, map), mirror = ctx.saved_tensors, ctx.mirror
+    if len(map) != len(feats): raise InputError(f"gradients need the whole kernel map: {len(feats)} rows, got {len(map)}")
     d_feats = conv(grad, weight, map, not mirror) if ctx.needs_input_grad[0] else None
     d_weight = conv_weight(feats, grad, map) if ctx.needs_input_grad[1] else None
     return d_feats, mirrored(d_weight) if mirror and d_weight is not None else d_weight, None, None
