@@ -4,6 +4,7 @@
 import sys
 
 import torch
+from torch.nn import functional as F
 
 from harness import Row, gpu, main
 from sdfvq.ops import conv, neighbors, neighbors_reference
@@ -13,13 +14,19 @@ from sparse import torus
 QUOTED = 'quoted, H100: {}'
 N = 1_000_272  # voxels of the torus
 
-def layers(channels, depth, dtype=torch.float16):
-    "Coordinates, features, a weight for each layer, and a gradient of what comes out."
+def thin(resolution=504, thickness=1.25):
+    "Voxels (N,4) int32 of a shell as thin as a surface: FlexGEMM's own shape."
+    at = torch.arange(resolution) - (resolution - 1) / 2
+    slabs = [((d := (x**2 + at[:, None]**2 + at**2).sqrt()) >= resolution / 2 - thickness) & (d <= resolution / 2) for x in at]
+    return torch.cat([F.pad(slab.nonzero(), (2, 0)).index_fill_(1, torch.tensor([1]), i) for i, slab in enumerate(slabs)]).int()
+
+def layers(channels, depth, shape=torus):
+    "Coordinates, features, a weight for each layer, and a gradient of what comes out, in fp16."
     def make():
-        g = torch.Generator('cuda').manual_seed(0)
-        draw = lambda *size, scale=1.: (scale * torch.randn(*size, generator=g, device='cuda')).to(dtype)
-        return (torus().cuda(), draw(N, channels).requires_grad_(),
-                [draw(27, channels, channels, scale=(24.7 * channels)**-.5).requires_grad_() for _ in range(depth)], draw(N, channels))
+        g, coords = torch.Generator('cuda').manual_seed(0), shape().cuda()
+        draw = lambda *size, scale=1.: (scale * torch.randn(*size, generator=g, device='cuda')).half()
+        return (coords, draw(len(coords), channels).requires_grad_(),
+                [draw(27, channels, channels, scale=(24.7 * channels)**-.5).requires_grad_() for _ in range(depth)], draw(len(coords), channels))
     return make
 
 def forward(f):
@@ -122,7 +129,7 @@ VAE_ROWS = [
 
 TORUS = f'torus, R=512, ±4: {N:,} voxels'
 
-def conv_rows(c, quoted, most, most_forward):
+def conv_rows(c, quoted, quoted_thin, most, most_forward):
     mapped = lambda: (lambda x: (neighbors(x[0]), *x[1:]))(layers(c, 1)())
     one = lambda x: conv(x[1], x[2][0], x[0])
     back = lambda x: torch.autograd.grad(one(x), [x[1], *x[2]], x[3])
@@ -132,13 +139,15 @@ def conv_rows(c, quoted, most, most_forward):
             Row(f'conv {c} and back', 'the same, forward and both gradients', back, with_coords(close), mapped, device='cuda'),
             Row(f'4 layers {c}', 'kernel map and four layers, forward and both gradients', there_and_back(conv), close, layers(c, 4), most=most,
                 by=QUOTED.format(quoted), device='cuda'),
+            Row(f'4 layers {c}, thin', 'the same, a sphere of 989,616 voxels in a shell of 1.25: 12.8 neighbours each', there_and_back(conv), close,
+                layers(c, 4, thin), by=QUOTED.format(quoted_thin), device='cuda'),
             Row(f'4 layers {c}, memory', 'peak beside the operands', peak(there_and_back(conv)), of_its_output(close),
                 layers(c, 4), unit='GB')]
 
 ROWS = [Row('map', f'{TORUS}: 27 neighbours of each', neighbors, same_map, lambda: torus().cuda(), peer=neighbors_reference, by='torch: order checked, 27 searchsorted',
             most=.15e-3, device='cuda'),
-        *conv_rows(64, 'spconv-cu126 15.8 ms, FlexGEMM 9.9 ms', 6.4e-3, None),
-        *conv_rows(128, 'spconv-cu126 45.8 ms, FlexGEMM 22.7 ms', 17e-3, 1.4e-3), *VAE_ROWS]
+        *conv_rows(64, 'spconv-cu126 15.8 ms, FlexGEMM 9.9 ms', 'spconv-cu126 13.5 ms, FlexGEMM 9.2 ms', 6.4e-3, None),
+        *conv_rows(128, 'spconv-cu126 45.8 ms, FlexGEMM 22.7 ms', 'spconv-cu126 29.7 ms, FlexGEMM 17.7 ms', 17e-3, 1.4e-3), *VAE_ROWS]
 
 if __name__ == '__main__':
     torch.backends.cuda.matmul.allow_tf32 = False
