@@ -101,7 +101,7 @@ def kmeans(
         centres[(n == 0).nonzero()[:len(far), 0]] = x[far]
     return centres
 
-# %% ../nbs/29_codebook.ipynb #dec60c5c
+# %% ../nbs/29_codebook.ipynb #85314750
 PER_CODE = 16    # vectors for each code: the reservoir's size, and the fewest a code is judged by
 PER_BATCH = 16   # batches, at least, that fill the reservoir
 
@@ -109,10 +109,23 @@ class History(nn.Module):
     "Vectors seen and use of the codes, for the start and the revival; the same in every process."
     def __init__(self, tables: int, num_codes: int, dim: int):
         super().__init__()
-        self.capacity, self.steps, self.started = PER_CODE * num_codes, 0, False
+        self.capacity, self.steps, self.begun = PER_CODE * num_codes, 0, -1             # begun: the step of the start, -1 before
         self.register_buffer('rows', torch.empty(0, dim))                                     # (≤ capacity,C)
         self.register_buffer('hits', torch.zeros(tables, num_codes, dtype=torch.int64))       # uses since the last revival
         self.register_buffer('share', torch.full((tables, num_codes), 1 / num_codes))         # of all vectors, on average
+
+    @property
+    def started(self) -> bool: return self.begun >= 0
+
+    def start(self):
+        "The codes stand: from now on their use is counted."
+        self.begun = self.steps
+        self.hits.zero_()
+
+    @property
+    def weight(self) -> float:
+        "Of this step in a plain mean over all since the start, which counts as the batches that filled the reservoir."
+        return 1 / (PER_BATCH + (self.steps - self.begun if self.started else 0))
 
     @property
     def generator(self):
@@ -132,19 +145,19 @@ class History(nn.Module):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + 'clock'] = torch.tensor([self.steps, self.started])
+        destination[prefix + 'clock'] = torch.tensor([self.steps, self.begun])
 
     def _load_from_state_dict(self, state, prefix, *args):
         for name, value in self.named_buffers(): state.setdefault(prefix + name, value.clone())
         if (rows := state[prefix + 'rows']).shape != self.rows.shape: self.rows = self.rows.new_empty(rows.shape)
-        self.steps, started = map(int, state.pop(prefix + 'clock', (self.steps, self.started)))
-        self.started = bool(started)
+        self.steps, self.begun = map(int, state.pop(prefix + 'clock', (self.steps, self.begun)))
         super()._load_from_state_dict(state, prefix, *args)
 
     def forget(self):
         "As after a start elsewhere: the codes stand, nothing is known of how they came about."
-        self.rows, self.steps, self.started = self.rows[:0], 0, True
-        self.hits.zero_(); self.share.fill_(1 / self.share.shape[1])
+        self.rows, self.steps = self.rows[:0], 0
+        self.share.fill_(1 / self.share.shape[1])
+        self.start()
 
 # %% ../nbs/29_codebook.ipynb #22c413c3
 class Units(nn.Module):

@@ -84,7 +84,7 @@ def check_quantizer(
     assert set(out.losses) == {'codebook', 'commitment'} and all(v.dim() == 0 and v.isfinite() for v in out.losses.values())
     assert all(torch.equal(v, before[k]) for k, v in q.state_dict().items()), 'eval mode changed the state'
 
-# %% ../nbs/30_quantize.ipynb #99299f78
+# %% ../nbs/30_quantize.ipynb #cf53cc15
 DEAD = 0.1   # share of a code's fair part below which it is moved
 
 class VectorQuantizer(Quantizer):
@@ -93,7 +93,7 @@ class VectorQuantizer(Quantizer):
     def __init__(self,
         num_codes: int = 8192,       # K
         dim: int = 64,               # C
-        decay: float | None = None,  # Of the running means that the codes follow, as 0.99; None: they learn by gradient
+        decay: float | None = None,  # Of the running means that the codes follow, as 0.99 (less, soon after the start); None: they learn by gradient
         metric: str = 'l2',          # "cosine": inputs and codes are unit vectors
         estimator: str = 'straight', # How the gradient passes: "straight", "rotation", "gumbel"
         revive_every: int = 100,     # Steps; 0: neither start nor revival
@@ -177,7 +177,7 @@ class VectorQuantizer(Quantizer):
         sums, counts = joint(sums), joint(counts)
         h.hits += counts
         n = counts.sum(1, keepdim=True).clamp(min=1)
-        share, weight, codes = (counts / n), (1 - self.decay) * (counts.sum() > 0), self.tables()
+        share, weight, codes = counts / n, max(1 - self.decay, h.weight) * (counts.sum() > 0), self.tables()
         h.share.lerp_(share, weight)
         step = weight * (sums / n[..., None] - share[..., None] * codes) / h.share.clamp(min=1e-12)[..., None]
         self.codebook.copy_((codes + step).view_as(self.codebook))
@@ -218,7 +218,7 @@ class VectorQuantizer(Quantizer):
                 warnings.warn(f"{len(codes):,} codes started from {found:,} different vectors: more never came, and the rest of the codes stay unused")
             rest = rest - codes[near]
         h.share.copy_(torch.stack([i.bincount(minlength=self.num_codes) / len(i) for i in self._by_table([i for _, i, _ in self._walk(x, self.tables())])]))
-        h.hits.zero_(); h.started = True
+        h.start()
         as_first(*self.parameters(), *self.buffers())
 
     @torch.no_grad()
