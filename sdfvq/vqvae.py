@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FORMAT', 'SparseSDFVQVAE', 'fingerprint', 'save_model', 'load_model']
 
-# %% ../nbs/31_vqvae.ipynb #d5ff1bf6
-import hashlib, json
-from dataclasses import asdict
+# %% ../nbs/31_vqvae.ipynb #e71e9ede
+import hashlib, json, warnings
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -15,12 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .autoencoder import SparseSDFDecoder, SparseSDFEncoder, VQVAEConfig, preset, presets
+from .autoencoder import SHELL, SparseSDFDecoder, SparseSDFEncoder, VQVAEConfig, fill, full_grid, preset, presets
+from .conv import SparseGroupNorm
 from .core import InputError, atomic_write, check_device, check_output, check_shape
 from .quantize import VectorQuantizer
-from .sparse import SparseTensor, batch_tensor
+from .sparse import SparseTensor, ancestors, batch_tensor, prune as cut
 
-# %% ../nbs/31_vqvae.ipynb #15a2e364
+# %% ../nbs/31_vqvae.ipynb #2b96ac03
 class SparseSDFVQVAE(nn.Module):
     "Sparse SDF → ids → sparse SDF. Loss parts for the codebook come with the output; reconstruction is compared in `losses`."
     def __init__(self,
@@ -29,71 +30,123 @@ class SparseSDFVQVAE(nn.Module):
         super().__init__()
         self.config = config
         self.encoder, self.decoder = SparseSDFEncoder(config), SparseSDFDecoder(config)
-        self.quantizer = VectorQuantizer(config.num_embeddings, config.embed_dim)
+        self.quantizer = VectorQuantizer(config.num_embeddings, config.code_dim)
+        if config.use_fp16: self.half_weights()
 
     def forward(self,
         batch: dict,           # sparse_sdf (N,) or (N,1), sparse_index (N,3), batch_idx (N,), optional factor
         quantize: bool = True, # False: the continuous autoencoder (stage 0)
     ) -> dict:
-        "recon, quantized (SparseTensors), indices (M,L), child_logits, codebook and commitment losses."
-        if quantize: q, ids, losses = self.encode(batch)
-        else: q, ids, losses = self.encode_continuous(batch), None, {}
-        recon = self.decode_continuous(q.feats, q.coords, batch.get('factor'), batch_size=q.batch_size)
-        return dict(recon=recon, quantized=q, indices=ids, child_logits=[], **losses)
+        "recon, quantized (SparseTensors), indices (M,L), child_logits, codebook and commitment losses; `pruning` where there are heads."
+        x, factor, bands = self.tensor(batch), batch.get('factor'), None
+        if self.config.prune: bands = [*ancestors(x, len(self.decoder.upsample)), cut(x, x.feats[:, 0].abs() * self.config.band <= SHELL)]
+        q, ids, losses = self.latents(x, factor), None, {}
+        del x   # without heads the decoder has no use for the fine grids and their maps
+        if quantize: q, ids, losses = self.quantize(q)
+        out = dict(quantized=q, indices=ids, **losses)
+        if bands is None: return dict(recon=self.decoder(q, factor), child_logits=[], **out)
+        recon, logits = self.decoder.follow(q, bands[:-1], factor)
+        return dict(recon=recon, child_logits=logits[:-1], pruning=[*zip(logits, bands)], **out)
+
+    def tensor(self, batch: dict) -> SparseTensor:
+        "The batch on the model's device, in its dtype."
+        return batch_tensor(batch, self.encoder.input_layer1.weight)
+
+    def latents(self,
+        x: SparseTensor,              # SDF (N,1)
+        factor: float | None = None,  # Scales the coordinates of the position embedding
+    ) -> SparseTensor:                # (M,embed_dim)
+        "The mean half of the encoder's output; with `grouping` on all cells of the grid."
+        z = self.encoder(x, factor)
+        z = z.replace(z.feats[:, :self.config.embed_dim])
+        return fill(z, self.encoder.empty, self.config.resolution) if self.config.grouping else z
+
+    def quantize(self,
+        z: SparseTensor,  # (M,embed_dim)
+    ) -> tuple:           # quantized SparseTensor (M,embed_dim), ids (M,L) int64, losses
+        "The latents' codes; with `grouping` the ids are (B·1024,L), one for 4 cells along z."
+        out = self.quantizer(z.feats.view(-1, self.config.code_dim))
+        return z.replace(out.quantized.view(z.feats.shape)), out.indices.view(-1, self.config.depth), out.losses
 
     def encode_continuous(self,
         batch: dict,
     ) -> SparseTensor:  # (M,embed_dim)
         "The mean half of the encoder's output: what the codebook will replace."
-        latents = self.encoder(batch_tensor(batch, next(self.parameters())), batch.get('factor'))
-        return latents.replace(latents.feats[:, :self.config.embed_dim])
+        return self.latents(self.tensor(batch), batch.get('factor'))
 
     def encode(self,
         batch: dict,
     ) -> tuple:  # quantized SparseTensor (M,embed_dim), ids (M,L) int64, losses
         "Quantized latents, their ids and the codebook's losses."
-        z = self.encode_continuous(batch)
-        out = self.quantizer(z.feats)
-        return z.replace(out.quantized), out.indices[:, None], out.losses
+        return self.quantize(self.encode_continuous(batch))
 
     def decode(self,
-        ids,                           # (M,L) int64, or one SparseTensor of ids
-        coords: Tensor | None = None,  # (M,4) int32 places of the ids
+        ids,                           # (M,L) int64, or one SparseTensor of ids; fewer columns are the first depths
+        coords: Tensor | None = None,  # (M,4) int32 places of the ids; None: they carry them, or `grouping` needs none
         depth: int | None = None,      # Residual depths to decode, 1…L; None: all
-        factor: float | None = None,   # Scales the coordinates of the position embedding
-    ) -> SparseTensor:                 # (M·factor³,1)
+        prune: bool = True,            # See `decode_continuous`, as for all that follow
+        **options,                     # factor, shell, chunk
+    ) -> SparseTensor:                 # (N,1)
         "The SDF that the ids at their places stand for."
         if isinstance(ids, SparseTensor): ids, coords = ids.feats, ids.coords
+        check_shape(ids, 'M L', 'ids')
+        most = min(ids.shape[1], self.config.depth)
+        if depth is not None and not 1 <= depth <= most: raise InputError(f"depth must lie in [1, {most}], got {depth}")
+        if ids.shape[1] > most: raise InputError(f"ids must have at most {most} columns, the model's depth, got {ids.shape[1]}")
+        if self.config.grouping:
+            if coords is not None: raise InputError("with grouping ids have no coordinates of their own: give them alone, 1,024 for each shape")
+            if len(ids) % 1024: raise InputError(f"with grouping there must be 1,024 ids for each shape, got {len(ids)}")
+            coords = full_grid(len(ids) // 1024, self.config.resolution, ids.device)
         if coords is None: raise InputError("ids without places cannot be decoded: give coords (M,4), or one SparseTensor of ids")
-        check_shape(ids, 'M 1', 'ids')
-        if depth is not None and not 1 <= depth <= ids.shape[1]: raise InputError(f"depth must lie in [1, {ids.shape[1]}], got {depth}")
-        return self.decode_continuous(self.quantizer.decode(ids[:, 0].long()), coords, factor)
+        ids = ids[:, :depth].long()
+        feats = self.quantizer.decode(ids[:, 0] if self.config.depth == 1 else ids)
+        return self.decode_continuous(feats.view(-1, self.config.embed_dim), coords, prune=prune, **options)
 
     def decode_continuous(self,
         feats: Tensor,                   # (M,embed_dim) latents
         coords: Tensor,                  # (M,4) int32 their places
         factor: float | None = None,     # Scales the coordinates of the position embedding
+        prune: bool = True,              # Only voxels that a trained head lets grow, where there is one; else all, and the result's `pruned` says so
+        shell: bool = False,             # Only the voxels that meshing at level 0 needs; wants trained heads
+        chunk: int | None = None,        # Edge in latents of the cubes that are decoded one after the other, to save memory
         batch_size: int | None = None,   # B; None: the last batch index + 1
-    ) -> SparseTensor:                   # (M·factor³,1)
+    ) -> SparseTensor:                   # (N,1), N = M·factor³ unless pruned
         "The SDF that latents at their places stand for."
-        return self.decoder(SparseTensor(coords, feats, batch_size), factor)
+        trained = self.decoder.prunes
+        if shell and not (prune and trained): raise InputError(f"shell needs prune=True and trained heads, got prune={prune}, heads {'' if trained else 'not '}trained")
+        if prune and self.config.prune and not trained: warnings.warn("the pruning heads are not trained (`mark_heads_trained`): everything is decoded")
+        y = self.decoder(SparseTensor(coords, feats, batch_size), factor, prune and trained, shell, chunk)
+        y.pruned = prune and trained
+        return y
+
+    def mark_heads_trained(self, trained: bool = True):
+        "Whether decoding may prune: for the one who trained the heads to say; the checkpoint carries it."
+        if not self.config.prune: raise InputError("this model has no pruning heads: make it with prune=True in its configuration")
+        self.decoder.heads_trained.fill_(trained)
+
+    def half_weights(self) -> 'SparseSDFVQVAE':
+        "Itself with fp16 weights of encoder and decoder; norms and codebook stay fp32."
+        for part in (self.encoder, self.decoder):
+            for m in part.modules():
+                if not isinstance(m, SparseGroupNorm):
+                    for p in m.parameters(recurse=False): p.data = p.data.half()
+        self.config = replace(self.config, use_fp16=True)
+        return self
 
     def group(self, name: str) -> list:
         "Parameters of 'encoder', 'quantizer' or 'decoder'."
         return list(getattr(self, name).parameters())
 
-# %% ../nbs/31_vqvae.ipynb #cbcc3682
+# %% ../nbs/31_vqvae.ipynb #286f183a
 def fingerprint(
     model: nn.Module,  # A `SparseSDFVQVAE`
 ) -> str:              # 16 hexadecimal digits
     "SHA-256 over the configuration and every weight, shortened."
-    h = hashlib.sha256(json.dumps(_meaning(model.config), sort_keys=True).encode())
+    h = hashlib.sha256(json.dumps(model.config.meaning, sort_keys=True).encode())
     for name, w in sorted(model.state_dict().items()):
         h.update(f'{name}{w.dtype}{tuple(w.shape)}'.encode())
         h.update(w.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:16]
-
-def _meaning(config): return {k: v for k, v in asdict(config).items() if k != 'use_checkpoint'}
 
 FORMAT = 'sdfvq-vqvae-1'
 
