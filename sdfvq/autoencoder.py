@@ -6,8 +6,9 @@
 __all__ = ['presets', 'SHELL', 'VQVAEConfig', 'preset', 'SparseSDFEncoder', 'SparseSDFDecoder', 'halos', 'inside', 'cubes',
            'full_grid', 'fill']
 
-# %% ../nbs/25_autoencoder.ipynb #8910b1c5
+# %% ../nbs/25_autoencoder.ipynb #a7905fe1
 from dataclasses import dataclass, fields
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -153,7 +154,7 @@ class SparseSDFEncoder(_Half):
         x = self.mix(x, factor)
         return self.out_layer(x.replace(F.layer_norm(x.feats.float(), x.feats.shape[1:]).to(x.dtype)))
 
-# %% ../nbs/25_autoencoder.ipynb #9a0d7cc0
+# %% ../nbs/25_autoencoder.ipynb #7477b6f7
 SHELL = 3**.5   # voxels: from one corner of a cell to the opposite one
 
 class SparseSDFDecoder(_Half):
@@ -186,9 +187,13 @@ class SparseSDFDecoder(_Half):
     ) -> SparseTensor:                # (N,1) SDF in (-1,1), N = M·factor³ unless pruned
         "SDF of the latents' voxels."
         x = self.mix(self._cast(x), factor)
-        if chunk is None: return self._grow(x, prune, shell)
-        coords, feats = zip(*[(y.coords, y.feats) for y in (self._grow(part, prune, shell, box) for part, box in cubes(x, chunk, len(self.upsample)))])
-        return SparseTensor.from_unsorted(torch.cat(coords), torch.cat(feats), x.batch_size)
+        if chunk is None or not len(x): return self._grow(x, prune, shell)
+        slabs = []   # cubes of the same x: what they give needs sorting, slabs do not
+        for _, pieces in groupby(cubes(x, chunk, len(self.upsample)), lambda cube: (cube[0], cube[1][0][0])):
+            done = [(y.coords, y.feats) for y in (self._grow(part, prune, shell, box) for _, box, part in pieces)]
+            slab = SparseTensor.from_unsorted(*map(torch.cat, zip(*done)))
+            slabs.append((slab.coords, slab.feats))
+        return SparseTensor(*map(torch.cat, zip(*slabs)), x.batch_size)
 
     def follow(self,
         x: SparseTensor,              # Latents (M,embed_dim)
@@ -222,7 +227,7 @@ class SparseSDFDecoder(_Half):
         with torch.autocast(x.device.type, enabled=False):
             return x.replace(F.linear(x.feats.float(), self.out_layer.weight.float(), self.out_layer.bias.float()).tanh())
 
-# %% ../nbs/25_autoencoder.ipynb #2350d38e
+# %% ../nbs/25_autoencoder.ipynb #7c4937e0
 def halos(
     steps: int,  # Up-sampling steps
 ) -> list:       # steps + 1 numbers: latents around a cube, then voxels around it at each step, before its last convolution
@@ -252,14 +257,13 @@ def cubes(
     x: SparseTensor,  # Latents
     size: int,        # Edge of a cube
     steps: int,       # Up-sampling steps to come
-):                    # yields a cube's latents with their halo, and its box
-    "The cubes that hold latents."
+):                    # yields each cube's item, its box, and its latents with their halo
+    "The cubes that hold latents, in the order of their corners."
     if size < 1: raise InputError(f"chunk must be at least 1 latent, got {size}")
     w, halo = windows(x, size), halos(steps)[0]
-    for b, *at in x.coords[w.order[w.starts[:-1].long()]].tolist():
-        lo = [v // size * size for v in at]
-        box = lo, [v + size for v in lo]
-        yield cut(x, (x.coords[:, 0] == b) & _within(x.coords[:, 1:], box, 1, halo).all(1)), box
+    for b, *cell in sorted([b, *(v // size for v in at)] for b, *at in x.coords[w.order[w.starts[:-1].long()]].tolist()):
+        box = [v * size for v in cell], [(v + 1) * size for v in cell]
+        yield b, box, cut(x, (x.coords[:, 0] == b) & _within(x.coords[:, 1:], box, 1, halo).all(1))
 
 # %% ../nbs/25_autoencoder.ipynb #3e2ed515
 def full_grid(
