@@ -20,7 +20,7 @@ from .conv import DownBlock, SparseLinear, SubmConv3d, UpBlock, chosen_backend, 
 from .core import InputError
 from .sparse import SparseTensor, prune as cut
 
-# %% ../nbs/25_autoencoder.ipynb #9476fa28
+# %% ../nbs/25_autoencoder.ipynb #fa8ed94c
 @dataclass(frozen=True)
 class VQVAEConfig:
     "What decides the shape of a model. Everything that changes a weight's shape or meaning is here and in the checkpoint."
@@ -48,7 +48,6 @@ class VQVAEConfig:
     quantizer: str = 'vq'               # ours: "vq", "simvq" or "fsq"
     depth: int = 1                      # ours: codes of a latent, each for what those before it left
     prune: bool = False                 # ours: heads that say which children of a voxel exist
-    prune_logit: float = 0.             # ours: they exist above this logit; 0 is a probability of one half
     grouping: bool = False              # ours: ShapeLLM-Omni's 1,024 tokens of 32 channels, on a full grid of 16³ × 8
 
     def __post_init__(self):
@@ -154,7 +153,7 @@ class SparseSDFEncoder(_Half):
         x = self.mix(x, factor)
         return self.out_layer(x.replace(F.layer_norm(x.feats.float(), x.feats.shape[1:]).to(x.dtype)))
 
-# %% ../nbs/25_autoencoder.ipynb #7477b6f7
+# %% ../nbs/25_autoencoder.ipynb #54e677db
 SHELL = 3**.5   # voxels: from one corner of a cell to the opposite one
 
 class SparseSDFDecoder(_Half):
@@ -164,19 +163,26 @@ class SparseSDFDecoder(_Half):
     ):
         super().__init__()
         widths = config.decoder_widths
-        self.use_checkpoint, self.prune_logit = config.use_checkpoint, config.prune_logit
+        self.use_checkpoint = config.use_checkpoint
         self.input_layer = SparseLinear(config.embed_dim, widths[0])
         self.blocks = _blocks(config, widths[0], config.num_heads_decoder, config.num_blocks_decoder)
         self.upsample = nn.ModuleList([UpBlock(a, b) for a, b in zip(widths, widths[1:])])
         self.out_layer = SparseLinear(widths[-1], config.out_channels)
         if config.prune:
             self.heads = nn.ModuleList([SubmConv3d(a, 8) for a in (*widths[:-1], widths[-2])])   # of each step, and of the shell
-            self.register_buffer('heads_trained', torch.tensor(False))
+            self.register_buffer('prune_logits', torch.full((len(self.heads),), -torch.inf))   # children above them exist; -inf: not trained
 
     @property
     def prunes(self) -> bool:
         "Are there heads that were trained?"
-        return hasattr(self, 'heads') and bool(self.heads_trained)
+        return hasattr(self, 'heads') and not bool(self.prune_logits.isinf().any())
+
+    def says(self,
+        head: int,         # Which
+        x: SparseTensor,   # N voxels
+    ) -> Tensor:           # (N,8) bool
+        "The children that a head lets grow."
+        return self.heads[head](x).feats > self.prune_logits[head]
 
     def forward(self,
         x: SparseTensor,              # Latents (M,embed_dim)
@@ -209,12 +215,12 @@ class SparseSDFDecoder(_Half):
 
     def _grow(self, x, prune, shell, box=None):
         for i, (block, halo) in enumerate(zip(self.upsample, halos(len(self.upsample))[1:]), 1):
-            children = self.heads[i - 1](x).feats > self.prune_logit if prune else None
+            children = self.says(i - 1, x) if prune else None
             if box is not None:
                 near = inside(x, box, 2**i, halo)
                 children = near if children is None else children & near
             if shell and i == len(self.upsample):
-                wanted = children & (self.heads[-1](x).feats > self.prune_logit)
+                wanted = children & self.says(-1, x)
                 if box is not None: wanted &= inside(x, box, 2**i, 0)
                 return self._sdf(block(x, children, wanted))
             x = _run(block, self.use_checkpoint, x, children)

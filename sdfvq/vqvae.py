@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'SparseSDFVQVAE', 'fingerprint', 'save_model', 'load_model']
 
-# %% ../nbs/31_vqvae.ipynb #e71e9ede
+# %% ../nbs/31_vqvae.ipynb #ab0ba871
 import hashlib, json, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,9 +19,9 @@ from .autoencoder import SHELL, SparseSDFDecoder, SparseSDFEncoder, VQVAEConfig,
 from .conv import SparseGroupNorm
 from .core import InputError, atomic_write, check_device, check_output, check_shape
 from .quantize import VectorQuantizer
-from .sparse import SparseTensor, ancestors, batch_tensor, prune as cut
+from .sparse import SparseTensor, ancestors, batch_tensor, child_targets, prune as cut
 
-# %% ../nbs/31_vqvae.ipynb #2b96ac03
+# %% ../nbs/31_vqvae.ipynb #3e5edb1b
 class SparseSDFVQVAE(nn.Module):
     "Sparse SDF → ids → sparse SDF. Loss parts for the codebook come with the output; reconstruction is compared in `losses`."
     def __init__(self,
@@ -119,10 +119,23 @@ class SparseSDFVQVAE(nn.Module):
         y.pruned = prune and trained
         return y
 
-    def mark_heads_trained(self, trained: bool = True):
-        "Whether decoding may prune: for the one who trained the heads to say; the checkpoint carries it."
+    def mark_heads_trained(self,
+        logits = 0.,  # Above which a child exists: one number, or (steps + 1,), the last of the shell; 0 is a probability of one half; -inf: not trained
+    ):
+        "From now on decoding prunes: for the one who trained the heads to say; the checkpoint carries it."
         if not self.config.prune: raise InputError("this model has no pruning heads: make it with prune=True in its configuration")
-        self.decoder.heads_trained.fill_(trained)
+        self.decoder.prune_logits.copy_(torch.as_tensor(logits))
+
+    @torch.no_grad()
+    def calibrate_heads(self,
+        batches,                # Shapes that were not trained on, as for `forward`
+        keep: float = .9997,    # Share of the true children that each head shall keep
+        quantize: bool = True,  # False: as stage 0 decodes
+    ):
+        "Marks the heads as trained, with logits that keep what is true: a missing voxel is a hole, one too many only work."
+        found = [self(batch, quantize)['pruning'] for batch in batches]
+        true = [torch.cat([l.feats[child_targets(l, grid)] for l, grid in head]).float() for head in zip(*found)]
+        self.mark_heads_trained(torch.stack([t.kthvalue(1 + int((1 - keep) * (len(t) - 1))).values for t in true]).nextafter(torch.tensor(-torch.inf)))
 
     def half_weights(self) -> 'SparseSDFVQVAE':
         "Itself with fp16 weights of encoder and decoder; norms and codebook stay fp32."
