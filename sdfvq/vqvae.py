@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'SparseSDFVQVAE', 'fingerprint', 'save_model', 'load_model']
 
-# %% ../nbs/31_vqvae.ipynb #ab0ba871
+# %% ../nbs/31_vqvae.ipynb #7143f9e9
 import hashlib, json, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from .autoencoder import SHELL, SparseSDFDecoder, SparseSDFEncoder, VQVAEConfig, fill, full_grid, preset, presets
 from .conv import SparseGroupNorm
 from .core import InputError, atomic_write, check_device, check_output, check_shape
-from .quantize import VectorQuantizer
+from .quantize import make_quantizer
 from .sparse import SparseTensor, ancestors, batch_tensor, child_targets, prune as cut
 
-# %% ../nbs/31_vqvae.ipynb #3e5edb1b
+# %% ../nbs/31_vqvae.ipynb #a7f5a95c
 class SparseSDFVQVAE(nn.Module):
     "Sparse SDF → ids → sparse SDF. Loss parts for the codebook come with the output; reconstruction is compared in `losses`."
     def __init__(self,
@@ -30,7 +30,7 @@ class SparseSDFVQVAE(nn.Module):
         super().__init__()
         self.config = config
         self.encoder, self.decoder = SparseSDFEncoder(config), SparseSDFDecoder(config)
-        self.quantizer = VectorQuantizer(config.num_embeddings, config.code_dim)
+        self.quantizer = make_quantizer(config.quantizer, config.num_embeddings, config.code_dim, config.depth)
         if config.use_fp16: self.half_weights()
 
     def forward(self,
@@ -150,13 +150,14 @@ class SparseSDFVQVAE(nn.Module):
         "Parameters of 'encoder', 'quantizer' or 'decoder'."
         return list(getattr(self, name).parameters())
 
-# %% ../nbs/31_vqvae.ipynb #286f183a
+# %% ../nbs/31_vqvae.ipynb #480266e3
 def fingerprint(
     model: nn.Module,  # A `SparseSDFVQVAE`
 ) -> str:              # 16 hexadecimal digits
-    "SHA-256 over the configuration and every weight, shortened."
+    "SHA-256 over the configuration and every weight, shortened; what training remembers of the codes' use decodes nothing, and is left out."
     h = hashlib.sha256(json.dumps(model.config.meaning, sort_keys=True).encode())
     for name, w in sorted(model.state_dict().items()):
+        if name.startswith('quantizer.history.'): continue
         h.update(f'{name}{w.dtype}{tuple(w.shape)}'.encode())
         h.update(w.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:16]
