@@ -21,7 +21,7 @@ from .core import InputError, atomic_write, check_device, check_output, check_sh
 from .quantize import make_quantizer
 from .sparse import SparseTensor, ancestors, batch_tensor, child_targets, prune as cut
 
-# %% ../nbs/31_vqvae.ipynb #a7f5a95c
+# %% ../nbs/31_vqvae.ipynb #851ed110
 class SparseSDFVQVAE(nn.Module):
     "Sparse SDF → ids → sparse SDF. Loss parts for the codebook come with the output; reconstruction is compared in `losses`."
     def __init__(self,
@@ -112,10 +112,11 @@ class SparseSDFVQVAE(nn.Module):
         batch_size: int | None = None,   # B; None: the last batch index + 1
     ) -> SparseTensor:                   # (N,1), N = M·factor³ unless pruned
         "The SDF that latents at their places stand for."
-        trained = self.decoder.prunes
+        trained = self.config.prune and self.decoder.prunes
         if shell and not (prune and trained): raise InputError(f"shell needs prune=True and trained heads, got prune={prune}, heads {'' if trained else 'not '}trained")
         if prune and self.config.prune and not trained: warnings.warn("the pruning heads are not trained (`mark_heads_trained`): everything is decoded")
-        y = self.decoder(SparseTensor(coords, feats, batch_size), factor, prune and trained, shell, chunk)
+        asked = dict(prune=prune and trained, shell=shell, chunk=chunk)
+        y = self.decoder(SparseTensor(coords, feats, batch_size), factor, **{k: v for k, v in asked.items() if v is not None and v is not False})   # any decoder does where nothing is asked
         y.pruned = prune and trained
         return y
 
