@@ -21,7 +21,7 @@ from .core import InputError, atomic_write, check_device, check_output, check_sh
 from .quantize import make_quantizer
 from .sparse import SparseTensor, ancestors, batch_tensor, child_targets, prune as cut
 
-# %% ../nbs/31_vqvae.ipynb #851ed110
+# %% ../nbs/31_vqvae.ipynb #0ddbbc4d
 class SparseSDFVQVAE(nn.Module):
     "Sparse SDF → ids → sparse SDF. Loss parts for the codebook come with the output; reconstruction is compared in `losses`."
     def __init__(self,
@@ -130,7 +130,7 @@ class SparseSDFVQVAE(nn.Module):
     @torch.no_grad()
     def calibrate_heads(self,
         batches,                # Shapes that were not trained on, as for `forward`
-        keep: float = .9997,    # Share of the true children that each head shall keep
+        keep: float = .9995,    # Share of the true children that each head shall keep
         quantize: bool = True,  # False: as stage 0 decodes
     ):
         "Marks the heads as trained, with logits that keep what is true: a missing voxel is a hole, one too many only work."
