@@ -7,7 +7,7 @@ __all__ = ['BACKENDS', 'TOLERANCE', 'to_spconv', 'from_spconv', 'to_torchsparse'
            'conv_backend', 'load_backend', 'backend_version', 'prove_backend', 'subm_conv', 'SubmConv3d',
            'SparseGroupNorm', 'SparseSiLU', 'SparseLinear', 'DownBlock', 'UpBlock']
 
-# %% ../nbs/21_conv.ipynb #6082c476
+# %% ../nbs/21_conv.ipynb #e31899ac
 import copy, ctypes, functools, math, os, sys, threading
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .core import InputError
-from .ops import conv
-from .sparse import SparseTensor, pool, subdivide
+from .ops import conv, join
+from .sparse import SparseTensor, pool, subdivide, upsample
 
 # %% ../nbs/21_conv.ipynb #ae80a82d
 def _check_weight(weight):
@@ -200,13 +200,14 @@ def prove_backend(
                          f"{TOLERANCE[dtype]:.0e} allowed; use backend='native'{advice}")
     return gap
 
-# %% ../nbs/21_conv.ipynb #1568b88b
+# %% ../nbs/21_conv.ipynb #2ce19c92
 def subm_conv(
     x: SparseTensor,             # N voxels, Cin channels
     weight: Tensor,              # (27,Cin,Cout), offset (dx+1) + 3(dy+1) + 9(dz+1), or (Cin,Cout) for a 1×1×1 kernel
     bias: Tensor | None = None,  # (Cout,)
     backend: str | None = None,  # One of `BACKENDS`; None: see `chosen_backend`
-) -> SparseTensor:               # the same voxels, Cout channels
+    at: SparseTensor | None = None,  # Those of the voxels where the result is wanted; None: all
+) -> SparseTensor:               # (P,Cout) on the voxels of `at`
     "Submanifold convolution, 3×3×3 or 1×1×1; under autocast in its dtype, else in the features'."
     backend = chosen_backend(backend)
     if _check_weight(weight).shape[-2] != x.feats.shape[1]:
@@ -214,14 +215,18 @@ def subm_conv(
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     feats, weight = x.feats.to(dtype), weight.to(dtype)
+    rows = None if at is None else join(at.coords, x.coords).long()
     if weight.dim() == 2: out = feats @ weight
-    elif backend == 'native' or not len(x): out = conv(feats, weight, x.kernel_map)    # the others do not take an empty tensor
+    elif backend == 'native' or not len(x):                                # the others do not take an empty tensor
+        if rows is None or torch.is_grad_enabled(): out = conv(feats, weight, x.kernel_map)   # its gradient wants the whole map
+        else: out, rows = conv(feats, weight, x.kernel_map[rows]), None
     else:
         prove_backend(backend, device, dtype)
         with torch.autocast(device, enabled=False): out = load_backend(backend)(x, feats, weight)
-    return x.replace(out if bias is None else out + bias.to(dtype))
+    if rows is not None: out = out[rows]
+    return (x if at is None else at).replace(out if bias is None else out + bias.to(dtype))
 
-# %% ../nbs/21_conv.ipynb #805058eb
+# %% ../nbs/21_conv.ipynb #abfe6206
 class SubmConv3d(nn.Module):
     "Submanifold convolution with bias; kernel size 3 or 1."
     def __init__(self,
@@ -236,7 +241,11 @@ class SubmConv3d(nn.Module):
         nn.init.normal_(kernel, std=1 / math.sqrt(c_in * (9 if kernel_size == 3 else 1)))
         self.conv = nn.ParameterDict({'kernel': nn.Parameter(kernel), 'bias': nn.Parameter(torch.zeros(c_out))})
 
-    def forward(self, x: SparseTensor) -> SparseTensor: return subm_conv(x, self.conv['kernel'], self.conv['bias'])
+    def forward(self,
+        x: SparseTensor,
+        at: SparseTensor | None = None,  # Those of its voxels where the result is wanted; None: all
+    ) -> SparseTensor:
+        return subm_conv(x, self.conv['kernel'], self.conv['bias'], at=at)
 
 # %% ../nbs/21_conv.ipynb #f070b120
 class SparseGroupNorm(nn.GroupNorm):
@@ -255,7 +264,7 @@ class SparseLinear(nn.Linear):
     "`nn.Linear` on the features."
     def forward(self, x: SparseTensor) -> SparseTensor: return x.replace(super().forward(x.feats))
 
-# %% ../nbs/21_conv.ipynb #42ce9813
+# %% ../nbs/21_conv.ipynb #98c0907b
 class DownBlock(nn.Module):
     "SiLU(GN(x)) pooled → conv, GN, SiLU, conv; plus a 1×1×1 shortcut of the pooled input. Half the resolution."
     def __init__(self,
@@ -274,7 +283,7 @@ class DownBlock(nn.Module):
         return self.out_layers(pool(self.act_layers(x), self.plus_one)) + self.skip_connection(pool(x, self.plus_one))
 
 class UpBlock(nn.Module):
-    "conv, SiLU, subdivide, conv, SiLU. Twice the resolution, all 8 children of every voxel."
+    "conv, SiLU, subdivide, conv, SiLU. Twice the resolution."
     def __init__(self,
         c_in: int,   # Channels in
         c_out: int,  # Channels out
@@ -283,4 +292,12 @@ class UpBlock(nn.Module):
         self.act_layers = nn.Sequential(SubmConv3d(c_in, c_out), SparseSiLU())
         self.out_layers = nn.Sequential(SubmConv3d(c_out, c_out), SparseSiLU())
 
-    def forward(self, x: SparseTensor) -> SparseTensor: return self.out_layers(subdivide(self.act_layers(x)))
+    def forward(self,
+        x: SparseTensor,
+        to: SparseTensor | Tensor | None = None,  # The finer grid, or (N,8) bool: the children to make; None: all 8 of every voxel
+        wanted: Tensor | None = None,             # (N,8) bool: the children whose features are wanted, the others being neighbours only; None: all
+    ) -> SparseTensor:
+        x = self.act_layers(x)
+        fine = upsample(x, to) if isinstance(to, SparseTensor) else subdivide(x, to)
+        conv, act = self.out_layers
+        return act(conv(fine, None if wanted is None else subdivide(x.replace(x.feats[:, :0]), wanted)))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DISTANCES', 'SIDES', 'AXES', 'distance', 'far_sides', 'extra_targets', 'sharp_voxels', 'prune_loss', 'VQVAELoss']
 
-# %% ../nbs/33_losses.ipynb #d4b66c02
+# %% ../nbs/33_losses.ipynb #fbf511be
 import math
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .core import InputError
-from .ops import gather_blocks, join
-from .sparse import SparseTensor, align, batch_tensor, child_mask, pool
+from .ops import gather_blocks
+from .sparse import SparseTensor, align, ancestors, batch_tensor, child_targets
 
 # %% ../nbs/33_losses.ipynb #5dba3545
 DISTANCES = dict(l1=F.l1_loss, mse=F.mse_loss, l2=F.mse_loss)
@@ -99,20 +99,17 @@ def sharp_voxels(
     found = surface[_of_neighbors(normals, map, surface, edge)]
     return torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill_(0, found, True)
 
-# %% ../nbs/33_losses.ipynb #30067d8d
+# %% ../nbs/33_losses.ipynb #9948088e
 def prune_loss(
-    child_logits: list,   # of SparseTensors (V,8), corner 4dx + 2dy + dz, at the parents' scales, coarsest first; the last has the voxels' own parents
-    target: SparseTensor, # The voxels that should come out
+    heads: list, # of (logits (V,8), corner 4dx + 2dy + dz; the grid one scale finer that should exist): two SparseTensors each
 ) -> Tensor:
-    "Binary cross entropy of the children's logits: the mean over each scale, then over the scales, so that every head learns as fast."
-    losses = []
-    for logits in reversed(child_logits):
-        exist, target = child_mask(target).float(), pool(target)
-        wanted = gather_blocks(exist, join(logits.coords, target.coords)[:, None])   # a parent without descendants has 8 zeros
-        losses.append(F.binary_cross_entropy_with_logits(logits.feats.float(), wanted) if len(logits) else logits.feats.float().sum())
-    return sum(losses) / len(losses)
+    "Binary cross entropy of the children's logits: the mean over each head, then over the heads, so that every head learns as fast."
+    def loss(logits, finer):
+        if not len(logits): return logits.feats.float().sum()
+        return F.binary_cross_entropy_with_logits(logits.feats.float(), child_targets(logits, finer).float())
+    return sum(loss(*head) for head in heads) / len(heads)
 
-# %% ../nbs/33_losses.ipynb #16247676
+# %% ../nbs/33_losses.ipynb #12bbeab3
 class VQVAELoss:
     "Total loss of a `SparseSDFVQVAE`'s output; its parts stay in `parts`, by name, unweighted."
     def __init__(self,
@@ -147,6 +144,8 @@ class VQVAELoss:
         if self.weights['sharp']:
             sharp = sharp_voxels(target, self.sharp_angle)[at]
             self.parts['sharp'] = compare(got[sharp], want[sharp])
-        if self.weights['prune'] and out.get('child_logits'): self.parts['prune'] = prune_loss(out['child_logits'], target)
+        logits = out.get('child_logits', [])
+        heads = out.get('pruning') or [*zip(logits, ancestors(target, len(logits)))]   # one for each step, if the model does not say more
+        if self.weights['prune'] and heads: self.parts['prune'] = prune_loss(heads)
         self.parts |= {k: out[k] for k in ('codebook', 'commitment') if k in out}
         return sum(self.weights[k] * v for k, v in self.parts.items())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SparseTensor', 'sparse_cat', 'sparse_unbind', 'batch_tensor', 'to_dense', 'from_dense', 'pool', 'child_mask', 'prune',
-           'subdivide', 'upsample', 'align']
+           'subdivide', 'upsample', 'ancestors', 'child_targets', 'align']
 
 # %% ../nbs/20_sparse.ipynb #112006ae
 import weakref
@@ -349,18 +349,39 @@ def _runs(rows):
     ends = torch.zeros(len(rows) + 1, dtype=torch.int64, device=rows.device).index_add_(0, run + 1, torch.ones_like(run)).cumsum(0)
     return ends[run], ends[run + 1]
 
-# %% ../nbs/20_sparse.ipynb #d7397451
+# %% ../nbs/20_sparse.ipynb #c76b33c8
 def upsample(
     x: SparseTensor,
     like: SparseTensor,  # One scale finer; each of its voxels must lie in one of x's
 ) -> SparseTensor:       # The voxels of `like`, the channels of `x`
     "Each voxel of `like` copies the feature of the voxel of `x` that holds it."
-    coords, links, cache = _coarser(like)
+    _, links, cache = _coarser(like)
     if cache is not x.cache:
         parent = join(_halved(like.coords), x.coords)
         _refuse(like.coords, parent < 0, 'this voxel of `like` lies in no voxel of `x`')
         links = _Links.of(8 * parent.long() + _corner(like.coords), len(x))
     return like.replace(_Spread.apply(x.feats, links))
+
+# %% ../nbs/20_sparse.ipynb #ebf4b834
+def ancestors(
+    x: SparseTensor,
+    scales: int,     # How many, `x` itself being one
+) -> list:           # `x` last, before it the grids above, the coarsest first; those have no channels
+    "The grids that pooling goes through, each with what is known of it."
+    grids = [x]
+    for _ in range(scales - 1):
+        coords, _, cache = _coarser(grids[0])
+        grids.insert(0, SparseTensor(coords, x.feats.new_empty(len(coords), 0), cache=cache))
+    return grids
+
+def child_targets(
+    x: SparseTensor,      # N voxels
+    finer: SparseTensor,  # One scale finer, anywhere
+) -> Tensor:              # (N,8) bool, corner 4dx + 2dy + dz
+    "Which of the 8 children of each voxel of `x` are voxels of `finer`."
+    parent = join(_halved(finer.coords), x.coords).long()
+    code = (8 * parent + _corner(finer.coords))[parent >= 0]
+    return torch.zeros(8 * len(x), dtype=torch.bool, device=x.device).index_fill_(0, code, True).view(-1, 8)
 
 # %% ../nbs/20_sparse.ipynb #2776ea0c
 def align(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .core import InputError
 
-# %% ../nbs/24_weights.ipynb #d4a4a377
+# %% ../nbs/24_weights.ipynb #b96b0210
 class Weights(NamedTuple):
     "What a checkpoint holds."
     tensors: dict   # Name → tensor
@@ -36,7 +36,8 @@ def read_weights(
     except FileNotFoundError as e: raise InputError(f"checkpoint {path} does not exist") from e
     except OSError as e: raise InputError(f"checkpoint {path} cannot be read ({e.strerror})") from e
     if not head: raise InputError(f"checkpoint {path} is empty: fetch it again")
-    if head.startswith(b'version https://git-lfs'): raise InputError(f"checkpoint {path} is only a Git LFS pointer: fetch the weights with `git lfs pull`")
+    if head.startswith(b'version https://git-lfs'):
+        raise InputError(f"checkpoint {path} is only a Git LFS pointer: fetch the weights with `git lfs pull`")
     if head[8:9] == b'{': return _safetensors_file(path)
     if head[:4] == b'PK\3\4' or head[:1] == b'\x80': return Weights(_torch_file(path, mmap=head[:1] == b'P'), {}, {})
     raise InputError(f"checkpoint {path} is neither a safetensors file nor one of torch.save: it begins with {head[:12]!r}")
@@ -54,9 +55,10 @@ def _torch_file(path, mmap):
     except InputError: raise
     except Exception as e:   # what torch raises for bytes that are not its own could be anything
         if asks := re.search(r'GLOBAL (\S+)', str(e)):
-            raise InputError(f"checkpoint {path} holds more than weights: it asks for {asks[1]}, which is not run. Ask for a plain state dict or .safetensors; "
-                             "if you trust its author, torch.load(…, weights_only=False) and save the state dict alone") from e
-        raise InputError(f"checkpoint {path} is damaged or not a file of torch.save ({str(e).split('. ')[0][:120] or type(e).__name__}): fetch it again") from e
+            raise InputError(f"checkpoint {path} holds more than weights: it asks for {asks[1]}, which is not run. Ask for a plain state dict or "
+                             ".safetensors; if you trust its author, torch.load(…, weights_only=False) and save the state dict alone") from e
+        why = str(e).split('. ')[0][:120] or type(e).__name__
+        raise InputError(f"checkpoint {path} is damaged or not a file of torch.save ({why}): fetch it again") from e
 
 def _leaves(tree, name=()):
     if isinstance(tree, dict):
@@ -72,18 +74,21 @@ def _plain(named):
         out[name] = t
     return out
 
-# %% ../nbs/24_weights.ipynb #108f61ce
+# %% ../nbs/24_weights.ipynb #917b9954
 def _run_folder(path):
-    try: models = {name: dict(m.get('args', {})) for name, m in json.loads((path/'config.json').read_text(encoding='utf-8'))['models'].items()}
+    config = path/'config.json'
+    try: models = {name: dict(m.get('args', {})) for name, m in json.loads(config.read_text(encoding='utf-8'))['models'].items()}
     except FileNotFoundError as e:
-        raise InputError(f"checkpoint {path} is a folder without config.json: give a checkpoint file, or a run folder with config.json and ckpts/") from e
+        raise InputError(f"checkpoint {path} is a folder without config.json: give a file, or a run folder with config.json and ckpts/") from e
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise InputError(f'{path/"config.json"} is no run\'s configuration ({type(e).__name__}: {e}): wanted {{"models": {{NAME: {{"args": {{…}}}}}}}}') from e
+        wanted = '{"models": {NAME: {"args": {…}}}}'
+        raise InputError(f"{config} is no run's configuration ({type(e).__name__}: {e}): wanted {wanted}") from e
     found = {}
     for p in (path/'ckpts').glob('*_step*.pt'):
         if (m := re.fullmatch(r'(.+)_step(\d+)\.pt', p.name)) and m[1] in models: found.setdefault(m[1], {})[int(m[2])] = p
     steps = set.intersection(*map(set, found.values())) if found else ()
-    if not steps: raise InputError(f"{path/'ckpts'} has no step of {' and '.join(found or models)}: wanted files like {next(iter(models), 'vae')}_step0001000.pt")
+    if not steps:
+        raise InputError(f"{path/'ckpts'} has no step of {' and '.join(found or models)}: wanted files like {next(iter(models), 'vae')}_step0001000.pt")
     tensors = {f'{name}.{k}': t for name, files in found.items() for k, t in read_weights(files[max(steps)]).tensors.items()}
     return Weights(tensors, models, {})
 
@@ -104,7 +109,7 @@ def _some(names, n=8):
     names = list(names)
     return f"{', '.join(names[:n])}{f' and {len(names) - n} more' if len(names) > n else ''}" if names else 'none'
 
-# %% ../nbs/24_weights.ipynb #5d615b3e
+# %% ../nbs/24_weights.ipynb #7655000e
 def check_names(
     given,      # Names that came
     known,      # Names there are
@@ -114,7 +119,8 @@ def check_names(
     def line(name):
         near = get_close_matches(name, known, 1)
         return f'{name} (nearest: {near[0]})' if near else name
-    if unknown := [k for k in given if k not in known]: raise InputError(f"unknown {what} {', '.join(map(line, unknown))}; known are {', '.join(sorted(known))}")
+    if unknown := [k for k in given if k not in known]:
+        raise InputError(f"unknown {what} {', '.join(map(line, unknown))}; known are {', '.join(sorted(known))}")
 
 # %% ../nbs/24_weights.ipynb #49dd4890
 @dataclass(frozen=True, repr=False)

@@ -8,7 +8,7 @@ import pytest
 
 SDFVQ = Path(__file__).resolve().parent.parent/'sdfvq'
 
-MODELS = {'vqvae', 'rqvae', 'vl', 'retrieve'}
+MODELS = {'autoencoder', 'vqvae', 'rqvae', 'vl', 'retrieve'}
 SHAPES = {'geometry', 'contour', 'faces', 'sign', 'solid', 'mesh', 'voxelize', 'metrics'}   # how a shape is sampled and measured: no business of the network
 QUANTIZERS = {'quantize', 'rqvae'}
 
@@ -36,9 +36,10 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'attention': SHAPES | QUANTIZERS | {'conv'},
     'weights':   Only({'core'}),
     'memory':    SHAPES | QUANTIZERS | {'conv', 'attention'},
+    'autoencoder': SHAPES | QUANTIZERS | {'fastai'},
     'quantize':  Only({'core', 'ops', 'kernels'}),
     'vqvae':     SHAPES | {'losses', 'fastai'},
-    'rqvae':     {'geometry', 'contour', 'sparse', 'conv', 'attention', 'vqvae', 'fastai'},
+    'rqvae':     {'geometry', 'contour', 'sparse', 'conv', 'attention', 'autoencoder', 'vqvae', 'fastai'},
     'losses':    MODELS | {'fastai'},
     'prepare':   MODELS | {'fastai'},
     'data':      MODELS | {'losses'},
