@@ -51,7 +51,7 @@ def _of_neighbors(feats, map, rows, f):
     "`f` of the 27 neighbours (P,27,C) of each of `rows`, a piece at a time: they are 27 times as large."
     return torch.cat([f(gather_blocks(feats, map[piece]).view(len(piece), 27, feats.shape[1])) for piece in rows.split(2**18)])
 
-# %% ../nbs/33_losses.ipynb #226ea871
+# %% ../nbs/33_losses.ipynb #1d4d256e
 SIDES = ('own', 'outside')
 
 @torch.no_grad()
@@ -63,17 +63,18 @@ def extra_targets(
     side: str = 'own', # "own": ±1 by the side that a voxel lies on; "outside": +1 everywhere, as in Direct3D-S2's paper
 ) -> tuple:            # (E,) int64 other rows of `x`, (E,1) float32 what they should be
     "Where a reconstruction has voxels that the input has not, and their targets."
-    there, known = rows[:0], sdf[:0]
+    other, there, known = torch.ones(len(x), dtype=torch.bool, device=x.device), rows[:0], sdf[:0]
+    other[rows] = False
     if 'extra_sdf' in batch:
         more = batch_tensor(dict(sparse_sdf=batch['extra_sdf'], sparse_index=batch['extra_index'], batch_idx=batch['extra_batch_idx']), sdf)
         there, at = align(x, more)
+        there, at = there[other[there]], at[other[there]]             # where the input says otherwise, the input is right
         known = more.feats[at]
     goal = torch.ones(len(x), 1, device=x.device)
     if side == 'own': goal[:, 0] = far_sides(x, torch.cat([there, rows]), torch.cat([known, sdf]))
     wanted = goal[:, 0] != 0
     goal[there], wanted[there] = known.float(), True
-    wanted[rows] = False
-    extra = wanted.nonzero()[:, 0]
+    extra = (wanted & other).nonzero()[:, 0]
     return extra, goal[extra]
 
 # %% ../nbs/33_losses.ipynb #9f5e8922
