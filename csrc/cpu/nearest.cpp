@@ -169,34 +169,35 @@ SDFVQ_INLINE void put_rows(const Problem &p, int64_t begin, int64_t end, float *
   }
 }
 
+// The scores of CODES codes from `code` on, of which `most` keeps the largest.
+template <class Form, int BYTES, int CODES, class Op, class Vector>
+SDFVQ_INLINE void score(const Codes<Form> &codes, int64_t code, const typename Form::Word *rows, const Vector *unit, Vector *most) {
+  using Sums = Tile<typename Form::Word, BYTES, CODES, COLS, Op>;
+  Sums tile{};
+  const auto *words = &codes.words[code / GROUP * codes.steps * GROUP + code % GROUP];
+  for (int64_t s = 0; s < codes.steps; ++s) tile.add(words + s * GROUP, rows + s * COLS * Sums::LANES);
+#pragma GCC unroll 16
+  for (int r = 0; r < CODES; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < COLS; ++c) {
+      const Vector score = __builtin_convertvector(tile.sum[r][c] + codes.start[code + r], Vector) - codes.bias[code + r] * unit[c];
+      most[c] = score > most[c] ? score : most[c];
+    }
+}
+
 // best [groups, COLS registers]: the best score of each group to each row, in units of the row's scale.
 template <class Form, int BYTES, int CODES, class Op>
 SDFVQ_INLINE void screen(const Codes<Form> &codes, const typename Form::Word *rows, const float *inverse, float *best) {
-  using Score = Tile<float, BYTES, 1, COLS>;
-  using Sums = Tile<typename Form::Word, BYTES, CODES, COLS, Op>;
-  constexpr int ROWS = COLS * Score::LANES;
-  typename Score::Vector unit[COLS], most[COLS];
-#pragma GCC unroll 3
-  for (int c = 0; c < COLS; ++c) unit[c] = Score::at(const_cast<float *>(inverse), c);
+  using Scores = Tile<float, BYTES, 1, COLS>;
+  using Vector = typename Scores::Vector;
+  Vector unit[COLS];
+  for (int c = 0; c < COLS; ++c) unit[c] = Scores::at(const_cast<float *>(inverse), c);
   for (int64_t g = 0; g < codes.groups; ++g) {
-    for (int from = 0; from < GROUP; from += CODES) {
-      Sums tile{};
-#pragma GCC unroll 8
-      for (int r = 0; r < CODES; ++r)
-#pragma GCC unroll 3
-        for (int c = 0; c < COLS; ++c) tile.sum[r][c] = codes.start[g * GROUP + from + r] - typename Sums::Vector{};
-      const auto *words = &codes.words[g * codes.steps * GROUP + from];
-      for (int64_t s = 0; s < codes.steps; ++s) tile.add(words + s * GROUP, rows + s * ROWS);
-#pragma GCC unroll 8
-      for (int r = 0; r < CODES; ++r)
-#pragma GCC unroll 3
-        for (int c = 0; c < COLS; ++c) {
-          const auto score = __builtin_convertvector(tile.sum[r][c], typename Score::Vector) - codes.bias[g * GROUP + from + r] * unit[c];
-          most[c] = r + from == 0 || score > most[c] ? score : most[c];
-        }
-    }
-#pragma GCC unroll 3
-    for (int c = 0; c < COLS; ++c) Score::at(best + g * ROWS, c) = most[c] * codes.group[g].scale;
+    Vector most[COLS];
+    for (int c = 0; c < COLS; ++c) most[c] = Vector{} - INFINITY;
+#pragma GCC unroll 2
+    for (int from = 0; from < GROUP; from += CODES) score<Form, BYTES, CODES, Op>(codes, g * GROUP + from, rows, unit, most);
+    for (int c = 0; c < COLS; ++c) Scores::at(best + g * COLS * Scores::LANES, c) = most[c] * codes.group[g].scale;
   }
 }
 
@@ -256,7 +257,9 @@ using Search = void (*)(const Problem &, const Codes<Form> &, int64_t, int64_t, 
 struct Vnni {  // as text, since a function for some processors only cannot go into one for all, as `Tile::add` is until it is inlined
   template <class Vector>
   static SDFVQ_INLINE void add(Vector &sum, int32_t code, const Vector &row) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(row), "v"(code - Vector{}));
+    Vector local = sum;  // an operand that is part of an array keeps all of it in memory
+    asm("vpdpbusd %2, %1, %0" : "+v"(local) : "v"(row), "v"(code - Vector{}));
+    sum = local;
   }
 };
 SDFVQ_SEARCH(bytes_512, __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))), Bytes, 64, 8, Vnni)
