@@ -6,7 +6,7 @@
 __all__ = ['ext', 'on_cpu', 'BLOCK_ELEMENTS', 'CODE_ELEMENTS', 'load_extension', 'kernels_for', 'first_cuda', 'neighbor_offsets',
            'neighbors', 'neighbors_reference', 'sorted_keys', 'gather_blocks', 'gather_blocks_reference', 'mirrored',
            'conv', 'check_conv', 'conv_reference', 'conv_weight', 'check_conv_weight', 'conv_weight_reference', 'join',
-           'join_reference', 'nearest_code']
+           'join_reference', 'nearest_code', 'check_nearest', 'nearest_code_reference']
 
 # %% ../nbs/01_ops.ipynb #79e29f6f
 import importlib.util, sys, warnings
@@ -245,19 +245,41 @@ def _(coords, table):
     out = ext.join(coords.numpy(), table.numpy(), torch.get_num_threads()) if coords.dtype == table.dtype == torch.int32 else None
     return join_reference(coords, table) if out is None else torch.from_numpy(out)   # what C++ refuses is refused there, in words
 
-# %% ../nbs/01_ops.ipynb #018f0830
-CODE_ELEMENTS = 2**22  # distances held at a time: 16 MB in fp32
+# %% ../nbs/01_ops.ipynb #6d5b6da4
+CODE_ELEMENTS = 2**21  # distances held at a time: 16 MB in fp64
 
 @torch.library.custom_op('sdfvq::nearest_code', mutates_args=())
 def nearest_code(
-    x: Tensor,         # (N,C) float32
-    codebook: Tensor,  # (K,C) float32
+    x: Tensor,         # (N,C), any floating dtype, taken as fp32
+    codebook: Tensor,  # (K,C), likewise
 ) -> Tensor:
     "Index (N,) int64 of the nearest code in L2; of equal ones the smallest."
+    return first_cuda(nearest_code, nearest_code_reference, x, codebook, module='nearest')
+
+def check_nearest(x, codebook):
+    "`InputError` where vectors and codes do not fit."
+    if x.dim() != 2 or codebook.dim() != 2 or x.shape[1] != codebook.shape[1] or not len(codebook):
+        raise InputError(f"x must be (N,C) and codebook (K,C) with K at least 1, got {tuple(x.shape)} and {tuple(codebook.shape)}")
+    if not (x.is_floating_point() and codebook.is_floating_point()): raise InputError(f"x and codebook must be floating, got {x.dtype} and {codebook.dtype}")
+    if x.device != codebook.device: raise InputError(f"x and codebook must share a device, got {x.device} and {codebook.device}")
+
+def nearest_code_reference(x: Tensor, codebook: Tensor) -> Tensor:
+    "What `nearest_code` means: a matrix product and an argmin."
+    check_nearest(x, codebook)
+    codes = codebook.float().double()
+    half, step = codes.square().sum(1) / 2, max(CODE_ELEMENTS // len(codes), 1)
     out = torch.empty(len(x), dtype=torch.int64, device=x.device)
-    half, step = codebook.square().sum(1) / 2, max(CODE_ELEMENTS // len(codebook), 1)
-    for i in range(0, len(x), step): out[i:i+step] = torch.addmm(half, x[i:i+step], codebook.T, alpha=-1).argmin(1)
+    for i in range(0, len(x), step):
+        far = torch.addmm(half, x[i:i+step].float().double(), codes.T, alpha=-1)
+        out[i:i+step] = far.where(far == far, torch.inf).argmin(1)
     return out
 
 @nearest_code.register_fake
 def _(x, codebook): return x.new_empty(len(x), dtype=torch.int64)
+
+# %% ../nbs/01_ops.ipynb #1be18b0a
+if hasattr(ext, 'nearest_code'):
+    @on_cpu(nearest_code)
+    def _(x, codebook):
+        check_nearest(x, codebook)
+        return torch.from_numpy(ext.nearest_code(x.float().contiguous().numpy(), codebook.float().contiguous().numpy(), torch.get_num_threads()))

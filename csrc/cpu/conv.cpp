@@ -9,17 +9,11 @@
 #include <string>
 
 #include "parallel.h"
+#include "tile.h"
 
 namespace py = pybind11;
 
-#ifdef __GNUC__  // for vector types; the package does without this file elsewhere
-
-#ifdef __clang__
-#pragma clang fp contract(fast)
-#else
-#pragma GCC optimize("fp-contract=fast")
-#endif
-#define SDFVQ_INLINE __attribute__((always_inline)) inline  // into functions that are compiled for more than the caller's instructions
+#ifdef SDFVQ_TILE
 
 namespace sdfvq {
 
@@ -52,29 +46,6 @@ struct Pairs {
       count += j >= 0;
     }
     if (bad) throw std::invalid_argument("conv: map must lie in [-1, N)");
-  }
-};
-
-// BYTES: of a vector register.  sum: ROWS x COLS registers, which grow by left[0, STRIDE, ..] times right[0, 1, ..].
-template <class T, int BYTES, int ROWS, int COLS>
-struct Tile {
-  typedef T Vector __attribute__((vector_size(BYTES)));
-  typedef T Loose __attribute__((vector_size(BYTES), aligned(alignof(T)), may_alias));
-  static constexpr int LANES = BYTES / sizeof(T);
-  Vector sum[ROWS][COLS];
-
-  static SDFVQ_INLINE Loose &at(T *p, int col) { return *reinterpret_cast<Loose *>(p + col * LANES); }
-
-  // left: where the factor of each row is.
-  template <class Left>
-  SDFVQ_INLINE void add(Left left, const T *right) {
-    Vector y[COLS];
-#pragma GCC unroll 4
-    for (int c = 0; c < COLS; ++c) y[c] = at(const_cast<T *>(right), c);
-#pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
-      for (int c = 0; c < COLS; ++c) sum[r][c] += left[r] * y[c];
   }
 };
 

@@ -7,6 +7,7 @@ void bind_neighbors(pybind11::module_ &m);
 void bind_gather_blocks(pybind11::module_ &m);
 void bind_conv(pybind11::module_ &m);
 void bind_join(pybind11::module_ &m);
+void bind_nearest(pybind11::module_ &m);
 void bind_closest_point(pybind11::module_ &m);
 void bind_winding(pybind11::module_ &m);
 void bind_voxelize(pybind11::module_ &m);
@@ -22,6 +23,7 @@ PYBIND11_MODULE(_C, m) {
   sdfvq::bind_gather_blocks(m);
   sdfvq::bind_conv(m);
   sdfvq::bind_join(m);
+  sdfvq::bind_nearest(m);
   sdfvq::bind_closest_point(m);
   sdfvq::bind_winding(m);
   sdfvq::bind_voxelize(m);
