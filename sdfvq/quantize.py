@@ -92,8 +92,8 @@ def check_quantizer(
     assert set(out.losses) == {'codebook', 'commitment'} and all(v.dim() == 0 and v.isfinite() for v in out.losses.values())
     assert all(torch.equal(v, before[k]) for k, v in q.state_dict().items()), 'eval mode changed the state'
 
-# %% ../nbs/30_quantize.ipynb #383b38a3
-DEAD = 0.1   # share of a code's fair part below which it is moved
+# %% ../nbs/30_quantize.ipynb #121258c7
+DEAD = 0.2   # share of a code's fair part below which it is moved
 
 class VectorQuantizer(Quantizer):
     "A codebook of K codes; `temperature`, an attribute, is that of the Gumbel estimator."
@@ -228,7 +228,7 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def revive(self):
-        "Codes that had less than a tenth of their fair share since the last time move to vectors seen that are far from any code."
+        "Codes that had less than a fifth of their fair share since the last time move to vectors seen that are far from any code."
         h = self.history
         if self._all_equal(h.rows): return
         rests, found, sums = zip(*self._walk(self._there(h.rows), self.tables()))
