@@ -26,7 +26,7 @@ class Quantized(NamedTuple):
     indices: Tensor    # (N,) int64 rows of the codebook; (N,L) of a residual quantizer
     losses: dict       # scalar tensors by name: "codebook", "commitment"; means over N and C, as the reconstruction is
 
-# %% ../nbs/30_quantize.ipynb #32a29f91
+# %% ../nbs/30_quantize.ipynb #c6843874
 class Quantizer(nn.Module):
     "The frame of all quantizers: a kind adds `_quantize`, `_codes_at` and, where it needs one, a `start`."
     depth, flat = 1, True   # L; are the indices (N,), not (N,L)?
@@ -64,6 +64,14 @@ class Quantizer(nn.Module):
     def _observe(self, x):
         if self.units: self.units.follow(x)
 
+    def _all(self, x):
+        "Every process's vectors to start from; units become theirs."
+        check_shape(x, f'N {self.dim}', 'x')
+        every = draw(x.float(), 2**62, torch.Generator())
+        if not len(every): raise InputError("x is empty: a quantizer needs vectors to start from")
+        if self.units: self.units.follow(x.float(), 1.)
+        return every
+
     def _there(self, x): return self.units.there(x) if self.units else x
 
     def _back(self, q): return self.units.back(q) if self.units else q
@@ -84,8 +92,8 @@ def check_quantizer(
     assert set(out.losses) == {'codebook', 'commitment'} and all(v.dim() == 0 and v.isfinite() for v in out.losses.values())
     assert all(torch.equal(v, before[k]) for k, v in q.state_dict().items()), 'eval mode changed the state'
 
-# %% ../nbs/30_quantize.ipynb #cf53cc15
-DEAD = 0.1   # share of a code's fair part below which it is moved
+# %% ../nbs/30_quantize.ipynb #121258c7
+DEAD = 0.2   # share of a code's fair part below which it is moved
 
 class VectorQuantizer(Quantizer):
     "A codebook of K codes; `temperature`, an attribute, is that of the Gumbel estimator."
@@ -199,10 +207,7 @@ class VectorQuantizer(Quantizer):
         seed: int = 0,     # Of the choice of first codes
     ):
         "k-means: codes become the centres of `x`, so that training starts with every code in use."
-        check_shape(x, f'N {self.dim}', 'x')
-        if not len(x): raise InputError("x is empty: the codebook needs vectors to start from")
-        if self.units: self.units.follow(x.float(), 1.)
-        self._start(draw(x.float(), 2**62, self.history.generator), steps, seed)
+        self._start(self._all(x), steps, seed)
 
     def _start(self, x, steps, seed):
         "From `x` (N,C), which is the same in every process."
@@ -223,7 +228,7 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def revive(self):
-        "Codes that had less than a tenth of their fair share since the last time move to vectors seen that are far from any code."
+        "Codes that had less than a fifth of their fair share since the last time move to vectors seen that are far from any code."
         h = self.history
         if self._all_equal(h.rows): return
         rests, found, sums = zip(*self._walk(self._there(h.rows), self.tables()))
@@ -290,7 +295,7 @@ class SimVQ(VectorQuantizer):
 
     def _write(self, table, rows, codes): self.basis[rows] = codes @ torch.linalg.pinv(self.map.float())
 
-# %% ../nbs/30_quantize.ipynb #20d07986
+# %% ../nbs/30_quantize.ipynb #cd239265
 def fsq_levels(
     num_codes: int,     # At most so many combinations
     channels: int = 64, # At most so many levels
@@ -342,11 +347,8 @@ class FSQ(Quantizer):
         seed: int = 0,
     ):
         "The projections begin as principal directions, in units of their deviations, and the best way back by least squares."
-        check_shape(x, f'N {self.dim}', 'x')
-        if not len(x): raise InputError("x is empty: the projections need vectors to start from")
-        if self.units: self.units.follow(x.float(), 1.)
+        x = self._there(self._all(x))
         if not self.projected: return
-        x = self._there(draw(x.float(), 2**62, torch.Generator().manual_seed(seed)))
         mean, n = x.mean(0), len(self.levels)
         var, directions = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
         weight = (directions[:, -n:] / var[-n:].sqrt().clamp(min=1e-6)).flip(1).T
