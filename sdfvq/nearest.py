@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .ops import check_nearest, nearest_code, nearest_code_reference
 
-# %% ../nbs/28_nearest.ipynb #9fab7401
+# %% ../nbs/28_nearest.ipynb #88c49573
 _MANTISSA, _LEAST = tl.constexpr(0x7f800000), tl.constexpr(2**-60)
 
 @triton.jit
@@ -35,7 +35,7 @@ def _round(v):
 
 @triton.jit
 def _codes(codebook, middle, largest, high, low, half, most, k, C: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    "Codes in fp16 and |code|²/2, inf for those beyond `k`; most: the largest norm, and the largest rests beyond `high` and beyond both."
+    "Codes in fp16 and |code|²/2, inf for those beyond `k` and those not finite; most: the largest norm, and the largest rests beyond `high` and beyond both."
     i, chan = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, CHANNELS)
     there = (i < k)[:, None] & (chan < C)[None, :]
     v = tl.load(codebook + i[:, None] * C + chan[None, :], mask=there, other=0.)
@@ -43,9 +43,9 @@ def _codes(codebook, middle, largest, high, low, half, most, k, C: tl.constexpr,
     h, l, off, off2, square = _round(v)
     at = i[:, None] * CHANNELS + chan[None, :]
     tl.store(high + at, h); tl.store(low + at, l)
-    tl.store(half + i, tl.where(i < k, square / 2, float('inf')))
-    norm = tl.where(square < float('inf'), tl.sqrt(square), float('inf'))
-    tl.atomic_max(most, tl.max(norm, 0)); tl.atomic_max(most + 1, tl.max(off, 0)); tl.atomic_max(most + 2, tl.max(off2, 0))
+    may = (i < k) & (square < float('inf'))                    # what is not finite is never the nearest
+    tl.store(half + i, tl.where(may, square / 2, float('inf')))
+    tl.atomic_max(most, tl.max(tl.where(may, tl.sqrt(square), 0.), 0)); tl.atomic_max(most + 1, tl.max(off, 0)); tl.atomic_max(most + 2, tl.max(off2, 0))
 
 # %% ../nbs/28_nearest.ipynb #924b1a0b
 @triton.jit
