@@ -21,7 +21,7 @@ from .core import InputError, atomic_write, check_device, check_output, check_sh
 from .quantize import make_quantizer
 from .sparse import SparseTensor, ancestors, batch_tensor, child_targets, prune as cut
 
-# %% ../nbs/31_vqvae.ipynb #0ddbbc4d
+# %% ../nbs/31_vqvae.ipynb #72ed0e5f
 class SparseSDFVQVAE(nn.Module):
     "Sparse SDF → ids → sparse SDF. Loss parts for the codebook come with the output; reconstruction is compared in `losses`."
     def __init__(self,
@@ -113,18 +113,20 @@ class SparseSDFVQVAE(nn.Module):
     ) -> SparseTensor:                   # (N,1), N = M·factor³ unless pruned
         "The SDF that latents at their places stand for."
         trained = self.config.prune and self.decoder.prunes
-        if shell and not (prune and trained): raise InputError(f"shell needs prune=True and trained heads, got prune={prune}, heads {'' if trained else 'not '}trained")
+        if shell and not (prune and trained):
+            raise InputError(f"shell needs prune=True and trained heads, got prune={prune}, heads {'' if trained else 'not '}trained")
         if prune and self.config.prune and not trained: warnings.warn("the pruning heads are not trained (`mark_heads_trained`): everything is decoded")
-        asked = dict(prune=prune and trained, shell=shell, chunk=chunk)
-        y = self.decoder(SparseTensor(coords, feats, batch_size), factor, **{k: v for k, v in asked.items() if v is not None and v is not False})   # any decoder does where nothing is asked
+        options = dict(prune=prune and trained, shell=shell, chunk=chunk)
+        asked = {k: v for k, v in options.items() if v is not None and v is not False}   # where nothing is, any decoder will do
+        y = self.decoder(SparseTensor(coords, feats, batch_size), factor, **asked)
         y.pruned = prune and trained
         return y
 
     def mark_heads_trained(self,
-        logits = 0.,  # Above which a child exists: one number, or (steps + 1,), the last of the shell; 0 is a probability of one half; -inf: not trained
+        logits = 0.,  # Above them a child exists: one number, or (steps + 1,), the last of the shell; 0: probability ½, -inf: not trained
     ):
         "From now on decoding prunes: for the one who trained the heads to say; the checkpoint carries it."
-        if not self.config.prune: raise InputError("this model has no pruning heads: make it with prune=True in its configuration")
+        self._check_heads()
         self.decoder.prune_logits.copy_(torch.as_tensor(logits))
 
     @torch.no_grad()
@@ -134,9 +136,19 @@ class SparseSDFVQVAE(nn.Module):
         quantize: bool = True,  # False: as stage 0 decodes
     ):
         "Marks the heads as trained, with logits that keep what is true: a missing voxel is a hole, one too many only work."
-        found = [self(batch, quantize)['pruning'] for batch in batches]
-        true = [torch.cat([l.feats[child_targets(l, grid)] for l, grid in head]).float() for head in zip(*found)]
-        self.mark_heads_trained(torch.stack([t.kthvalue(1 + int((1 - keep) * (len(t) - 1))).values for t in true]).nextafter(torch.tensor(-torch.inf)))
+        self._check_heads()
+        if not 0 < keep <= 1: raise InputError(f"keep must lie in (0, 1], got {keep}")
+        found, training = [[] for _ in self.decoder.heads], self.training
+        self.eval()
+        for batch in batches:
+            for true, (logits, grid) in zip(found, self(batch, quantize)['pruning']): true.append(logits.feats[child_targets(logits, grid)].float())
+        self.train(training)
+        if not all(sum(map(len, true)) for true in found): raise InputError("calibrate_heads needs batches with voxels, also near the surface")
+        lowest = [(t := torch.cat(true)).kthvalue(1 + int((1 - keep) * (len(t) - 1))).values for true in found]
+        self.mark_heads_trained(torch.stack(lowest).nextafter(lowest[0].new_tensor(-torch.inf)))
+
+    def _check_heads(self):
+        if not self.config.prune: raise InputError("this model has no pruning heads: make it with prune=True in its configuration")
 
     def half_weights(self) -> 'SparseSDFVQVAE':
         "Itself with fp16 weights of encoder and decoder; norms and codebook stay fp32."
