@@ -21,7 +21,7 @@ from .core import InputError, atomic_write, check_device, check_output, check_sh
 from .quantize import make_quantizer
 from .sparse import SparseTensor, ancestors, batch_tensor, child_targets, prune as cut
 
-# %% ../nbs/31_vqvae.ipynb #72ed0e5f
+# %% ../nbs/31_vqvae.ipynb #67b405ea
 class SparseSDFVQVAE(nn.Module):
     "Sparse SDF → ids → sparse SDF. Loss parts for the codebook come with the output; reconstruction is compared in `losses`."
     def __init__(self,
@@ -94,7 +94,7 @@ class SparseSDFVQVAE(nn.Module):
         if depth is not None and not 1 <= depth <= most: raise InputError(f"depth must lie in [1, {most}], got {depth}")
         if ids.shape[1] > most: raise InputError(f"ids must have at most {most} columns, the model's depth, got {ids.shape[1]}")
         if self.config.grouping:
-            if coords is not None: raise InputError("with grouping ids have no coordinates of their own: give them alone, 1,024 for each shape")
+            if coords is not None: raise InputError("with grouping ids have no coordinates: give them alone, 1,024 for each shape")
             if len(ids) % 1024: raise InputError(f"with grouping there must be 1,024 ids for each shape, got {len(ids)}")
             coords = full_grid(len(ids) // 1024, self.config.resolution, ids.device)
         if coords is None: raise InputError("ids without places cannot be decoded: give coords (M,4), or one SparseTensor of ids")
@@ -106,7 +106,7 @@ class SparseSDFVQVAE(nn.Module):
         feats: Tensor,                   # (M,embed_dim) latents
         coords: Tensor,                  # (M,4) int32 their places
         factor: float | None = None,     # Scales the coordinates of the position embedding
-        prune: bool = True,              # Only voxels that a trained head lets grow, where there is one; else all, and the result's `pruned` says so
+        prune: bool = True,              # Only voxels that trained heads let grow, where there are any; `pruned` of the result says it
         shell: bool = False,             # Only the voxels that meshing at level 0 needs; wants trained heads
         chunk: int | None = None,        # Edge in latents of the cubes that are decoded one after the other, to save memory
         batch_size: int | None = None,   # B; None: the last batch index + 1
@@ -115,7 +115,7 @@ class SparseSDFVQVAE(nn.Module):
         trained = self.config.prune and self.decoder.prunes
         if shell and not (prune and trained):
             raise InputError(f"shell needs prune=True and trained heads, got prune={prune}, heads {'' if trained else 'not '}trained")
-        if prune and self.config.prune and not trained: warnings.warn("the pruning heads are not trained (`mark_heads_trained`): everything is decoded")
+        if prune and self.config.prune and not trained: warnings.warn("the pruning heads are not trained: all voxels are decoded")
         options = dict(prune=prune and trained, shell=shell, chunk=chunk)
         asked = {k: v for k, v in options.items() if v is not None and v is not False}   # where nothing is, any decoder will do
         y = self.decoder(SparseTensor(coords, feats, batch_size), factor, **asked)
@@ -141,9 +141,10 @@ class SparseSDFVQVAE(nn.Module):
         found, training = [[] for _ in self.decoder.heads], self.training
         self.eval()
         for batch in batches:
-            for true, (logits, grid) in zip(found, self(batch, quantize)['pruning']): true.append(logits.feats[child_targets(logits, grid)].float())
+            for true, (logits, grid) in zip(found, self(batch, quantize)['pruning']):
+                true.append(logits.feats[child_targets(logits, grid)].float())
         self.train(training)
-        if not all(sum(map(len, true)) for true in found): raise InputError("calibrate_heads needs batches with voxels, also near the surface")
+        if not all(sum(map(len, true)) for true in found): raise InputError("calibrate_heads needs batches with voxels near the surface")
         lowest = [(t := torch.cat(true)).kthvalue(1 + int((1 - keep) * (len(t) - 1))).values for true in found]
         self.mark_heads_trained(torch.stack(lowest).nextafter(lowest[0].new_tensor(-torch.inf)))
 
@@ -163,11 +164,11 @@ class SparseSDFVQVAE(nn.Module):
         "Parameters of 'encoder', 'quantizer' or 'decoder'."
         return list(getattr(self, name).parameters())
 
-# %% ../nbs/31_vqvae.ipynb #480266e3
+# %% ../nbs/31_vqvae.ipynb #f41c175a
 def fingerprint(
     model: nn.Module,  # A `SparseSDFVQVAE`
 ) -> str:              # 16 hexadecimal digits
-    "SHA-256 over the configuration and every weight, shortened; what training remembers of the codes' use decodes nothing, and is left out."
+    "SHA-256 over the configuration and every weight, shortened; without what training remembers of the codes' use."
     h = hashlib.sha256(json.dumps(model.config.meaning, sort_keys=True).encode())
     for name, w in sorted(model.state_dict().items()):
         if name.startswith('quantizer.history.'): continue
