@@ -34,6 +34,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'sparse':    SHAPES | {'fastai'},
     'conv':      SHAPES | QUANTIZERS,
     'attention': SHAPES | QUANTIZERS | {'conv'},
+    'weights':   Only({'core'}),
     'memory':    SHAPES | QUANTIZERS | {'conv', 'attention'},
     'autoencoder': SHAPES | QUANTIZERS | {'fastai'},
     'codebook':  Only({'core', 'ops'}),
