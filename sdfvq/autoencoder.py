@@ -20,7 +20,7 @@ from .conv import DownBlock, SparseLinear, SubmConv3d, UpBlock, chosen_backend, 
 from .core import InputError
 from .sparse import SparseTensor, prune as cut
 
-# %% ../nbs/25_autoencoder.ipynb #fa8ed94c
+# %% ../nbs/25_autoencoder.ipynb #b1d12c01
 @dataclass(frozen=True)
 class VQVAEConfig:
     "What decides the shape of a model. Everything that changes a weight's shape or meaning is here and in the checkpoint."
@@ -63,8 +63,9 @@ class VQVAEConfig:
     def meaning(self) -> dict:
         "What a fingerprint covers: not what changes no result, and what was added after the first checkpoints only where it is used."
         names = [f.name for f in fields(self)]
-        later = set(names[names.index('band') + 1:])
-        return {f.name: v for f in fields(self) if f.name != 'use_checkpoint' and ((v := getattr(self, f.name)) != f.default or f.name not in later)}
+        first = names[:names.index('band') + 1]
+        used = [f.name for f in fields(self) if f.name in first or getattr(self, f.name) != f.default]
+        return {name: getattr(self, name) for name in used if name != 'use_checkpoint'}
 
     @property
     def code_dim(self): return 32 if self.grouping else self.embed_dim
@@ -107,10 +108,10 @@ def preset(name: str) -> VQVAEConfig:
     if name not in presets: raise InputError(f"unknown preset {name!r}; known are {', '.join(presets)}")
     return presets[name]
 
-# %% ../nbs/25_autoencoder.ipynb #01d9be7f
+# %% ../nbs/25_autoencoder.ipynb #5a1c1719
 def _blocks(config, channels, heads, n):
-    w = config.window_size
-    return nn.ModuleList([TransformerBlock(channels, heads, w, shift=w // 2 * (i % 2), mode=config.attention, rotary=config.rotary) for i in range(n)])
+    size, how = config.window_size, dict(mode=config.attention, rotary=config.rotary)
+    return nn.ModuleList([TransformerBlock(channels, heads, size, shift=size // 2 * (i % 2), **how) for i in range(n)])
 
 def _run(block, use_checkpoint, *args):
     if not (use_checkpoint and torch.is_grad_enabled()): return block(*args)
@@ -153,7 +154,7 @@ class SparseSDFEncoder(_Half):
         x = self.mix(x, factor)
         return self.out_layer(x.replace(F.layer_norm(x.feats.float(), x.feats.shape[1:]).to(x.dtype)))
 
-# %% ../nbs/25_autoencoder.ipynb #54e677db
+# %% ../nbs/25_autoencoder.ipynb #ca04cd2b
 SHELL = 3**.5   # voxels: from one corner of a cell to the opposite one
 
 class SparseSDFDecoder(_Half):
@@ -170,7 +171,7 @@ class SparseSDFDecoder(_Half):
         self.out_layer = SparseLinear(widths[-1], config.out_channels)
         if config.prune:
             self.heads = nn.ModuleList([SubmConv3d(a, 8) for a in (*widths[:-1], widths[-2])])   # of each step, and of the shell
-            self.register_buffer('prune_logits', torch.full((len(self.heads),), -torch.inf))   # children above them exist; -inf: not trained
+            self.register_buffer('prune_logits', torch.full((len(self.heads),), -torch.inf))   # children exist above; -inf: not trained
 
     @property
     def prunes(self) -> bool:

@@ -264,7 +264,7 @@ class SparseLinear(nn.Linear):
     "`nn.Linear` on the features."
     def forward(self, x: SparseTensor) -> SparseTensor: return x.replace(super().forward(x.feats))
 
-# %% ../nbs/21_conv.ipynb #98c0907b
+# %% ../nbs/21_conv.ipynb #6c677107
 class DownBlock(nn.Module):
     "SiLU(GN(x)) pooled → conv, GN, SiLU, conv; plus a 1×1×1 shortcut of the pooled input. Half the resolution."
     def __init__(self,
@@ -295,7 +295,7 @@ class UpBlock(nn.Module):
     def forward(self,
         x: SparseTensor,
         to: SparseTensor | Tensor | None = None,  # The finer grid, or (N,8) bool: the children to make; None: all 8 of every voxel
-        wanted: Tensor | None = None,             # (N,8) bool: the children whose features are wanted, the others being neighbours only; None: all
+        wanted: Tensor | None = None,             # (N,8) bool: the children whose features are wanted, others are only neighbours
     ) -> SparseTensor:
         x = self.act_layers(x)
         fine = upsample(x, to) if isinstance(to, SparseTensor) else subdivide(x, to)

@@ -22,7 +22,7 @@ from .quantize import make_quantizer
 from .sparse import SparseTensor, ancestors, batch_tensor, child_targets, prune as cut
 from .weights import check_names, load_weights, read_weights, under
 
-# %% ../nbs/31_vqvae.ipynb #6ca7dd1d
+# %% ../nbs/31_vqvae.ipynb #8107cd27
 class SparseSDFVQVAE(nn.Module):
     "Sparse SDF → ids → sparse SDF. Loss parts for the codebook come with the output; reconstruction is compared in `losses`."
     def __init__(self,
@@ -95,7 +95,7 @@ class SparseSDFVQVAE(nn.Module):
         if depth is not None and not 1 <= depth <= most: raise InputError(f"depth must lie in [1, {most}], got {depth}")
         if ids.shape[1] > most: raise InputError(f"ids must have at most {most} columns, the model's depth, got {ids.shape[1]}")
         if self.config.grouping:
-            if coords is not None: raise InputError("with grouping ids have no coordinates of their own: give them alone, 1,024 for each shape")
+            if coords is not None: raise InputError("with grouping ids have no coordinates: give them alone, 1,024 for each shape")
             if len(ids) % 1024: raise InputError(f"with grouping there must be 1,024 ids for each shape, got {len(ids)}")
             coords = full_grid(len(ids) // 1024, self.config.resolution, ids.device)
         if coords is None: raise InputError("ids without places cannot be decoded: give coords (M,4), or one SparseTensor of ids")
@@ -107,25 +107,27 @@ class SparseSDFVQVAE(nn.Module):
         feats: Tensor,                   # (M,embed_dim) latents
         coords: Tensor,                  # (M,4) int32 their places
         factor: float | None = None,     # Scales the coordinates of the position embedding
-        prune: bool = True,              # Only voxels that a trained head lets grow, where there is one; else all, and the result's `pruned` says so
+        prune: bool = True,              # Only voxels that trained heads let grow, where there are any; `pruned` of the result says it
         shell: bool = False,             # Only the voxels that meshing at level 0 needs; wants trained heads
         chunk: int | None = None,        # Edge in latents of the cubes that are decoded one after the other, to save memory
         batch_size: int | None = None,   # B; None: the last batch index + 1
     ) -> SparseTensor:                   # (N,1), N = M·factor³ unless pruned
         "The SDF that latents at their places stand for."
         trained = self.config.prune and self.decoder.prunes
-        if shell and not (prune and trained): raise InputError(f"shell needs prune=True and trained heads, got prune={prune}, heads {'' if trained else 'not '}trained")
-        if prune and self.config.prune and not trained: warnings.warn("the pruning heads are not trained (`mark_heads_trained`): everything is decoded")
-        asked = dict(prune=prune and trained, shell=shell, chunk=chunk)
-        y = self.decoder(SparseTensor(coords, feats, batch_size), factor, **{k: v for k, v in asked.items() if v is not None and v is not False})   # any decoder does where nothing is asked
+        if shell and not (prune and trained):
+            raise InputError(f"shell needs prune=True and trained heads, got prune={prune}, heads {'' if trained else 'not '}trained")
+        if prune and self.config.prune and not trained: warnings.warn("the pruning heads are not trained: all voxels are decoded")
+        options = dict(prune=prune and trained, shell=shell, chunk=chunk)
+        asked = {k: v for k, v in options.items() if v is not None and v is not False}   # where nothing is, any decoder will do
+        y = self.decoder(SparseTensor(coords, feats, batch_size), factor, **asked)
         y.pruned = prune and trained
         return y
 
     def mark_heads_trained(self,
-        logits = 0.,  # Above which a child exists: one number, or (steps + 1,), the last of the shell; 0 is a probability of one half; -inf: not trained
+        logits = 0.,  # Above them a child exists: one number, or (steps + 1,), the last of the shell; 0: probability ½, -inf: not trained
     ):
         "From now on decoding prunes: for the one who trained the heads to say; the checkpoint carries it."
-        if not self.config.prune: raise InputError("this model has no pruning heads: make it with prune=True in its configuration")
+        self._check_heads()
         self.decoder.prune_logits.copy_(torch.as_tensor(logits))
 
     @torch.no_grad()
@@ -135,9 +137,20 @@ class SparseSDFVQVAE(nn.Module):
         quantize: bool = True,  # False: as stage 0 decodes
     ):
         "Marks the heads as trained, with logits that keep what is true: a missing voxel is a hole, one too many only work."
-        found = [self(batch, quantize)['pruning'] for batch in batches]
-        true = [torch.cat([l.feats[child_targets(l, grid)] for l, grid in head]).float() for head in zip(*found)]
-        self.mark_heads_trained(torch.stack([t.kthvalue(1 + int((1 - keep) * (len(t) - 1))).values for t in true]).nextafter(torch.tensor(-torch.inf)))
+        self._check_heads()
+        if not 0 < keep <= 1: raise InputError(f"keep must lie in (0, 1], got {keep}")
+        found, training = [[] for _ in self.decoder.heads], self.training
+        self.eval()
+        for batch in batches:
+            for true, (logits, grid) in zip(found, self(batch, quantize)['pruning']):
+                true.append(logits.feats[child_targets(logits, grid)].float())
+        self.train(training)
+        if not all(sum(map(len, true)) for true in found): raise InputError("calibrate_heads needs batches with voxels near the surface")
+        lowest = [(t := torch.cat(true)).kthvalue(1 + int((1 - keep) * (len(t) - 1))).values for true in found]
+        self.mark_heads_trained(torch.stack(lowest).nextafter(lowest[0].new_tensor(-torch.inf)))
+
+    def _check_heads(self):
+        if not self.config.prune: raise InputError("this model has no pruning heads: make it with prune=True in its configuration")
 
     def half_weights(self) -> 'SparseSDFVQVAE':
         "Itself with fp16 weights of encoder and decoder; norms and codebook stay fp32."
@@ -168,11 +181,11 @@ class SparseSDFVQVAE(nn.Module):
         "Parameters of 'encoder', 'quantizer' or 'decoder'."
         return list(getattr(self, name).parameters())
 
-# %% ../nbs/31_vqvae.ipynb #5ffb7b7b
+# %% ../nbs/31_vqvae.ipynb #05417d15
 def fingerprint(
     model: nn.Module,  # A `SparseSDFVQVAE`
 ) -> str:              # 16 hexadecimal digits
-    "SHA-256 over the configuration and every weight, shortened; what training remembers of the codes' use decodes nothing, and is left out."
+    "SHA-256 over the configuration and every weight, shortened; without what training remembers of the codes' use."
     h = hashlib.sha256(json.dumps(model.config.meaning, sort_keys=True).encode())
     for name, w in sorted(model.state_dict().items()):
         if name.startswith('quantizer.history.'): continue
@@ -209,9 +222,9 @@ def load_model(
     if fingerprint(model) != meta['fingerprint']: raise InputError(f"checkpoint {path} was altered: its fingerprint does not match")
     return model.eval()
 
-# %% ../nbs/31_vqvae.ipynb #e8e97214
+# %% ../nbs/31_vqvae.ipynb #cdda2439
 VAE_NAMES = ('encoder.input_layer1.weight', 'encoder.input_layer.weight', 'decoder.input_layer.weight', 'decoder.out_layer.weight')
-FRESH = ('quantizer.', 'decoder.heads', 'encoder.empty')   # what no VAE has
+FRESH = ('quantizer.', 'decoder.heads', 'decoder.prune_logits', 'encoder.empty')   # what no VAE has
 SETTINGS = {f.name for f in fields(VQVAEConfig)}
 ORIGINAL = {'num_head_channels_encoder', 'num_head_channels_decoder', 'chunk_size'}   # of its constructor, no fields of ours
 
