@@ -6,8 +6,9 @@
 __all__ = ['presets', 'SHELL', 'VQVAEConfig', 'preset', 'SparseSDFEncoder', 'SparseSDFDecoder', 'halos', 'inside', 'cubes',
            'full_grid', 'fill']
 
-# %% ../nbs/25_autoencoder.ipynb #8910b1c5
+# %% ../nbs/25_autoencoder.ipynb #a7905fe1
 from dataclasses import dataclass, fields
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from .conv import DownBlock, SparseLinear, SubmConv3d, UpBlock, chosen_backend, 
 from .core import InputError
 from .sparse import SparseTensor, prune as cut
 
-# %% ../nbs/25_autoencoder.ipynb #9476fa28
+# %% ../nbs/25_autoencoder.ipynb #fa8ed94c
 @dataclass(frozen=True)
 class VQVAEConfig:
     "What decides the shape of a model. Everything that changes a weight's shape or meaning is here and in the checkpoint."
@@ -47,7 +48,6 @@ class VQVAEConfig:
     quantizer: str = 'vq'               # ours: "vq", "simvq" or "fsq"
     depth: int = 1                      # ours: codes of a latent, each for what those before it left
     prune: bool = False                 # ours: heads that say which children of a voxel exist
-    prune_logit: float = 0.             # ours: they exist above this logit; 0 is a probability of one half
     grouping: bool = False              # ours: ShapeLLM-Omni's 1,024 tokens of 32 channels, on a full grid of 16³ × 8
 
     def __post_init__(self):
@@ -153,7 +153,7 @@ class SparseSDFEncoder(_Half):
         x = self.mix(x, factor)
         return self.out_layer(x.replace(F.layer_norm(x.feats.float(), x.feats.shape[1:]).to(x.dtype)))
 
-# %% ../nbs/25_autoencoder.ipynb #9a0d7cc0
+# %% ../nbs/25_autoencoder.ipynb #54e677db
 SHELL = 3**.5   # voxels: from one corner of a cell to the opposite one
 
 class SparseSDFDecoder(_Half):
@@ -163,19 +163,26 @@ class SparseSDFDecoder(_Half):
     ):
         super().__init__()
         widths = config.decoder_widths
-        self.use_checkpoint, self.prune_logit = config.use_checkpoint, config.prune_logit
+        self.use_checkpoint = config.use_checkpoint
         self.input_layer = SparseLinear(config.embed_dim, widths[0])
         self.blocks = _blocks(config, widths[0], config.num_heads_decoder, config.num_blocks_decoder)
         self.upsample = nn.ModuleList([UpBlock(a, b) for a, b in zip(widths, widths[1:])])
         self.out_layer = SparseLinear(widths[-1], config.out_channels)
         if config.prune:
             self.heads = nn.ModuleList([SubmConv3d(a, 8) for a in (*widths[:-1], widths[-2])])   # of each step, and of the shell
-            self.register_buffer('heads_trained', torch.tensor(False))
+            self.register_buffer('prune_logits', torch.full((len(self.heads),), -torch.inf))   # children above them exist; -inf: not trained
 
     @property
     def prunes(self) -> bool:
         "Are there heads that were trained?"
-        return hasattr(self, 'heads') and bool(self.heads_trained)
+        return hasattr(self, 'heads') and not bool(self.prune_logits.isinf().any())
+
+    def says(self,
+        head: int,         # Which
+        x: SparseTensor,   # N voxels
+    ) -> Tensor:           # (N,8) bool
+        "The children that a head lets grow."
+        return self.heads[head](x).feats > self.prune_logits[head]
 
     def forward(self,
         x: SparseTensor,              # Latents (M,embed_dim)
@@ -186,9 +193,13 @@ class SparseSDFDecoder(_Half):
     ) -> SparseTensor:                # (N,1) SDF in (-1,1), N = M·factor³ unless pruned
         "SDF of the latents' voxels."
         x = self.mix(self._cast(x), factor)
-        if chunk is None: return self._grow(x, prune, shell)
-        coords, feats = zip(*[(y.coords, y.feats) for y in (self._grow(part, prune, shell, box) for part, box in cubes(x, chunk, len(self.upsample)))])
-        return SparseTensor.from_unsorted(torch.cat(coords), torch.cat(feats), x.batch_size)
+        if chunk is None or not len(x): return self._grow(x, prune, shell)
+        slabs = []   # cubes of the same x: what they give needs sorting, slabs do not
+        for _, pieces in groupby(cubes(x, chunk, len(self.upsample)), lambda cube: (cube[0], cube[1][0][0])):
+            done = [(y.coords, y.feats) for y in (self._grow(part, prune, shell, box) for _, box, part in pieces)]
+            slab = SparseTensor.from_unsorted(*map(torch.cat, zip(*done)))
+            slabs.append((slab.coords, slab.feats))
+        return SparseTensor(*map(torch.cat, zip(*slabs)), x.batch_size)
 
     def follow(self,
         x: SparseTensor,              # Latents (M,embed_dim)
@@ -204,12 +215,12 @@ class SparseSDFDecoder(_Half):
 
     def _grow(self, x, prune, shell, box=None):
         for i, (block, halo) in enumerate(zip(self.upsample, halos(len(self.upsample))[1:]), 1):
-            children = self.heads[i - 1](x).feats > self.prune_logit if prune else None
+            children = self.says(i - 1, x) if prune else None
             if box is not None:
                 near = inside(x, box, 2**i, halo)
                 children = near if children is None else children & near
             if shell and i == len(self.upsample):
-                wanted = children & (self.heads[-1](x).feats > self.prune_logit)
+                wanted = children & self.says(-1, x)
                 if box is not None: wanted &= inside(x, box, 2**i, 0)
                 return self._sdf(block(x, children, wanted))
             x = _run(block, self.use_checkpoint, x, children)
@@ -222,7 +233,7 @@ class SparseSDFDecoder(_Half):
         with torch.autocast(x.device.type, enabled=False):
             return x.replace(F.linear(x.feats.float(), self.out_layer.weight.float(), self.out_layer.bias.float()).tanh())
 
-# %% ../nbs/25_autoencoder.ipynb #2350d38e
+# %% ../nbs/25_autoencoder.ipynb #7c4937e0
 def halos(
     steps: int,  # Up-sampling steps
 ) -> list:       # steps + 1 numbers: latents around a cube, then voxels around it at each step, before its last convolution
@@ -252,14 +263,13 @@ def cubes(
     x: SparseTensor,  # Latents
     size: int,        # Edge of a cube
     steps: int,       # Up-sampling steps to come
-):                    # yields a cube's latents with their halo, and its box
-    "The cubes that hold latents."
+):                    # yields each cube's item, its box, and its latents with their halo
+    "The cubes that hold latents, in the order of their corners."
     if size < 1: raise InputError(f"chunk must be at least 1 latent, got {size}")
     w, halo = windows(x, size), halos(steps)[0]
-    for b, *at in x.coords[w.order[w.starts[:-1].long()]].tolist():
-        lo = [v // size * size for v in at]
-        box = lo, [v + size for v in lo]
-        yield cut(x, (x.coords[:, 0] == b) & _within(x.coords[:, 1:], box, 1, halo).all(1)), box
+    for b, *cell in sorted([b, *(v // size for v in at)] for b, *at in x.coords[w.order[w.starts[:-1].long()]].tolist()):
+        box = [v * size for v in cell], [(v + 1) * size for v in cell]
+        yield b, box, cut(x, (x.coords[:, 0] == b) & _within(x.coords[:, 1:], box, 1, halo).all(1))
 
 # %% ../nbs/25_autoencoder.ipynb #3e2ed515
 def full_grid(

@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'VAE_NAMES', 'FRESH', 'SETTINGS', 'ORIGINAL', 'SparseSDFVQVAE', 'fingerprint', 'save_model', 'load_model',
            'run_settings', 'vae_config']
 
-# %% ../nbs/31_vqvae.ipynb #eee49719
+# %% ../nbs/31_vqvae.ipynb #e02f187d
 import hashlib, json, warnings
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from .autoencoder import SHELL, SparseSDFDecoder, SparseSDFEncoder, VQVAEConfig, fill, full_grid, preset, presets
 from .conv import SparseGroupNorm
 from .core import InputError, atomic_write, check_device, check_output, check_shape
-from .quantize import VectorQuantizer
-from .sparse import SparseTensor, ancestors, batch_tensor, prune as cut
+from .quantize import make_quantizer
+from .sparse import SparseTensor, ancestors, batch_tensor, child_targets, prune as cut
 from .weights import check_names, load_weights, read_weights, under
 
-# %% ../nbs/31_vqvae.ipynb #4af74961
+# %% ../nbs/31_vqvae.ipynb #6ca7dd1d
 class SparseSDFVQVAE(nn.Module):
     "Sparse SDF → ids → sparse SDF. Loss parts for the codebook come with the output; reconstruction is compared in `losses`."
     def __init__(self,
@@ -31,7 +31,7 @@ class SparseSDFVQVAE(nn.Module):
         super().__init__()
         self.config = config
         self.encoder, self.decoder = SparseSDFEncoder(config), SparseSDFDecoder(config)
-        self.quantizer = VectorQuantizer(config.num_embeddings, config.code_dim)
+        self.quantizer = make_quantizer(config.quantizer, config.num_embeddings, config.code_dim, config.depth)
         if config.use_fp16: self.half_weights()
 
     def forward(self,
@@ -113,17 +113,31 @@ class SparseSDFVQVAE(nn.Module):
         batch_size: int | None = None,   # B; None: the last batch index + 1
     ) -> SparseTensor:                   # (N,1), N = M·factor³ unless pruned
         "The SDF that latents at their places stand for."
-        trained = self.decoder.prunes
+        trained = self.config.prune and self.decoder.prunes
         if shell and not (prune and trained): raise InputError(f"shell needs prune=True and trained heads, got prune={prune}, heads {'' if trained else 'not '}trained")
         if prune and self.config.prune and not trained: warnings.warn("the pruning heads are not trained (`mark_heads_trained`): everything is decoded")
-        y = self.decoder(SparseTensor(coords, feats, batch_size), factor, prune and trained, shell, chunk)
+        asked = dict(prune=prune and trained, shell=shell, chunk=chunk)
+        y = self.decoder(SparseTensor(coords, feats, batch_size), factor, **{k: v for k, v in asked.items() if v is not None and v is not False})   # any decoder does where nothing is asked
         y.pruned = prune and trained
         return y
 
-    def mark_heads_trained(self, trained: bool = True):
-        "Whether decoding may prune: for the one who trained the heads to say; the checkpoint carries it."
+    def mark_heads_trained(self,
+        logits = 0.,  # Above which a child exists: one number, or (steps + 1,), the last of the shell; 0 is a probability of one half; -inf: not trained
+    ):
+        "From now on decoding prunes: for the one who trained the heads to say; the checkpoint carries it."
         if not self.config.prune: raise InputError("this model has no pruning heads: make it with prune=True in its configuration")
-        self.decoder.heads_trained.fill_(trained)
+        self.decoder.prune_logits.copy_(torch.as_tensor(logits))
+
+    @torch.no_grad()
+    def calibrate_heads(self,
+        batches,                # Shapes that were not trained on, as for `forward`
+        keep: float = .9995,    # Share of the true children that each head shall keep
+        quantize: bool = True,  # False: as stage 0 decodes
+    ):
+        "Marks the heads as trained, with logits that keep what is true: a missing voxel is a hole, one too many only work."
+        found = [self(batch, quantize)['pruning'] for batch in batches]
+        true = [torch.cat([l.feats[child_targets(l, grid)] for l, grid in head]).float() for head in zip(*found)]
+        self.mark_heads_trained(torch.stack([t.kthvalue(1 + int((1 - keep) * (len(t) - 1))).values for t in true]).nextafter(torch.tensor(-torch.inf)))
 
     def half_weights(self) -> 'SparseSDFVQVAE':
         "Itself with fp16 weights of encoder and decoder; norms and codebook stay fp32."
@@ -154,13 +168,14 @@ class SparseSDFVQVAE(nn.Module):
         "Parameters of 'encoder', 'quantizer' or 'decoder'."
         return list(getattr(self, name).parameters())
 
-# %% ../nbs/31_vqvae.ipynb #bd4e5029
+# %% ../nbs/31_vqvae.ipynb #69313064
 def fingerprint(
     model: nn.Module,  # A `SparseSDFVQVAE`
 ) -> str:              # 16 hexadecimal digits
-    "SHA-256 over the configuration and every weight, shortened."
+    "SHA-256 over the configuration and every weight, shortened; what training remembers of the codes' use decodes nothing, and is left out."
     h = hashlib.sha256(json.dumps(model.config.meaning, sort_keys=True).encode())
     for name, w in sorted(model.state_dict().items()):
+        if name.startswith('quantizer.history.'): continue
         h.update(f'{name}{w.dtype}{tuple(w.shape)}'.encode())
         h.update(w.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:16]
@@ -187,16 +202,16 @@ def load_model(
     if path.is_dir(): path = path / 'model.safetensors'
     state, _, meta = read_weights(path)
     if meta.get('format') != FORMAT:
-        raise InputError(f"checkpoint {path} has format {meta.get('format')!r}, wanted {FORMAT!r}; a Direct3D-S2 VAE is read by `SparseSDFVQVAE.from_vae_checkpoint`")
+        raise InputError(f"checkpoint {path} has format {meta.get('format')!r}, wanted {FORMAT!r}; `SparseSDFVQVAE.from_vae_checkpoint` reads a VAE's")
     model = SparseSDFVQVAE(VQVAEConfig.from_dict(json.loads(meta['config']))).to(device)
     try: model.load_state_dict(state)
     except RuntimeError as e: raise InputError(f"checkpoint {path} does not fit its own configuration: {e}") from e
     if fingerprint(model) != meta['fingerprint']: raise InputError(f"checkpoint {path} was altered: its fingerprint does not match")
     return model.eval()
 
-# %% ../nbs/31_vqvae.ipynb #e8e97214
+# %% ../nbs/31_vqvae.ipynb #76ed5592
 VAE_NAMES = ('encoder.input_layer1.weight', 'encoder.input_layer.weight', 'decoder.input_layer.weight', 'decoder.out_layer.weight')
-FRESH = ('quantizer.', 'decoder.heads', 'encoder.empty')   # what no VAE has
+FRESH = ('quantizer.', 'decoder.heads.', 'decoder.prune_logits', 'encoder.empty')   # what no VAE has
 SETTINGS = {f.name for f in fields(VQVAEConfig)}
 ORIGINAL = {'num_head_channels_encoder', 'num_head_channels_decoder', 'chunk_size'}   # of its constructor, no fields of ours
 

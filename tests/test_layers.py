@@ -10,7 +10,7 @@ SDFVQ = Path(__file__).resolve().parent.parent/'sdfvq'
 
 MODELS = {'autoencoder', 'vqvae', 'rqvae', 'vl', 'retrieve'}
 SHAPES = {'geometry', 'contour', 'faces', 'sign', 'solid', 'mesh', 'voxelize', 'metrics'}   # how a shape is sampled and measured: no business of the network
-QUANTIZERS = {'quantize', 'rqvae'}
+QUANTIZERS = {'codebook', 'quantize', 'rqvae'}
 
 class Only(set):
     "The sole modules of ours that a room may import."
@@ -37,7 +37,8 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'weights':   Only({'core'}),
     'memory':    SHAPES | QUANTIZERS | {'conv', 'attention'},
     'autoencoder': SHAPES | QUANTIZERS | {'fastai'},
-    'quantize':  Only({'core', 'ops', 'kernels'}),
+    'codebook':  Only({'core', 'ops'}),
+    'quantize':  Only({'core', 'ops', 'kernels', 'codebook'}),
     'vqvae':     SHAPES | {'losses', 'fastai'},
     'rqvae':     {'geometry', 'contour', 'sparse', 'conv', 'attention', 'autoencoder', 'vqvae', 'fastai'},
     'losses':    MODELS | {'fastai'},
