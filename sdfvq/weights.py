@@ -122,7 +122,7 @@ def check_names(
     if unknown := [k for k in given if k not in known]:
         raise InputError(f"unknown {what} {', '.join(map(line, unknown))}; known are {', '.join(sorted(known))}")
 
-# %% ../nbs/24_weights.ipynb #49dd4890
+# %% ../nbs/24_weights.ipynb #ee65085b
 @dataclass(frozen=True, repr=False)
 class LoadReport:
     "What became of each tensor, by name."
@@ -158,7 +158,7 @@ def load_weights(
         shapes = f"{k}: ({','.join(map(str, have))}) for ({','.join(map(str, want))})"
         if [n for n in have if n != 1] != [n for n in want if n != 1]: report.unfit.append(shapes)
         elif t.is_floating_point() != own[k].is_floating_point(): report.unfit.append(f'{k}: {t.dtype} for {own[k].dtype}')
-        elif not t.isfinite().all(): report.unfit.append(f'{k}: NaN or Inf')
+        elif own[k].isfinite().all() and not t.isfinite().all(): report.unfit.append(f'{k}: NaN or Inf')
         else:
             take[k] = t.reshape(want)
             report.reshaped.append(shapes) if have != want else report.loaded.append(k)
