@@ -384,12 +384,12 @@ def child_targets(
     code = (8 * parent + _corner(finer.coords))[parent >= 0]
     return torch.zeros(8 * len(x), dtype=torch.bool, device=x.device).index_fill_(0, code, True).view(-1, 8)
 
-# %% ../nbs/20_sparse.ipynb #2776ea0c
+# %% ../nbs/20_sparse.ipynb #25cdfaeb
 def align(
     a: SparseTensor,
     b: SparseTensor,
 ) -> tuple:   # (P,) rows of `a` and (P,) rows of `b`, int64
     "Rows of the voxels that `a` and `b` share, in their common order."
-    at = join(a.coords, b.coords).long()
+    at = join(a.coords, b.coords)
     rows = (at >= 0).nonzero()[:, 0]
-    return rows, at[rows]
+    return rows, at[rows].long()
