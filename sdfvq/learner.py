@@ -65,7 +65,7 @@ class CodebookStart(Callback):
             if n >= wanted: break
         self.model.quantizer.start(torch.cat(found))
 
-# %% ../nbs/42_learner.ipynb #13871922
+# %% ../nbs/42_learner.ipynb #7818233c
 class LossPart(Metric):
     "Mean over validation batches of one named part of the loss; NaN where the stage has no such part."
     def __init__(self, part: str): self.part = part
@@ -79,14 +79,15 @@ class LossPart(Metric):
     def name(self): return self.part
 
 class CodebookHealth(Metric):
-    "Usage or perplexity of the codes over the validation set; NaN in stage 0."
+    "Usage or perplexity of the codes over the validation set, the mean over the depths; NaN in stage 0."
     def __init__(self, what: str): self.what = what
     def reset(self): self.counts = 0
     def accumulate(self, learn):
         ids = learn.pred['indices']
-        if ids is not None: self.counts = self.counts + torch.bincount(ids.flatten().cpu(), minlength=learn.model.config.num_embeddings)
+        if ids is None: return
+        self.counts = self.counts + torch.stack([torch.bincount(i, minlength=learn.model.quantizer.num_codes) for i in ids.cpu().unbind(1)])
     @property
-    def value(self): return math.nan if isinstance(self.counts, int) else codebook_health(self.counts)[self.what]
+    def value(self): return math.nan if isinstance(self.counts, int) else sum(codebook_health(c)[self.what] for c in self.counts) / len(self.counts)
     @property
     def name(self): return self.what
 
@@ -103,7 +104,7 @@ class StepProgress(Callback):
         if self.training: self.bar.update(self.task, advance=1, loss=f'{float(self.smooth_loss):.4f}')
     def cleanup_fit(self): self.bar.stop()
 
-# %% ../nbs/42_learner.ipynb #46be79b5
+# %% ../nbs/42_learner.ipynb #661128ae
 BASE_LR, BASE_BATCH = 5e-3, 1200   # the published recipe: 48 GPUs × 25 shapes
 
 def scaled_lr(
@@ -123,11 +124,11 @@ def vqvae_learner(
 ) -> Learner:
     "A fastai `Learner` for one stage; AdamW, gradients clipped at norm 1."
     cbs = [StageFreeze(stage), GradientClip(1.0), *cbs] + ([CodebookStart()] if stage == 1 else [])
-    metrics = [LossPart(p) for p in ('recon', 'extra', 'codebook', 'commitment')] + [CodebookHealth(w) for w in ('usage', 'perplexity')]
+    metrics = [LossPart(p) for p in ('recon', 'extra', 'sharp', 'prune', 'codebook', 'commitment')] + [CodebookHealth(w) for w in ('usage', 'perplexity')]
     return Learner(dls, model, loss_func=loss or VQVAELoss(), opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), lr=scaled_lr(dls.train.bs), wd=wd,
                    splitter=lambda m: [m.group(g) for g in GROUPS], cbs=cbs, metrics=metrics, path=path, train_bn=False)
 
-# %% ../nbs/42_learner.ipynb #dc0493e5
+# %% ../nbs/42_learner.ipynb #d36a0ad3
 def fit_stage(
     learn: Learner,   # From `vqvae_learner`
     steps: int,       # Batches to train on, rounded up to whole epochs
@@ -155,11 +156,14 @@ def train_vqvae(
     loss: VQVAELoss = None,   # None: `VQVAELoss()`
     overwrite: bool = False,  # May an existing run be replaced?
 ) -> SparseSDFVQVAE:          # in eval mode
-    "Trains the stages one after the other; the checkpoint is written after each."
+    "Trains the stages one after the other; the checkpoint is written after each, its heads' thresholds from the validation shapes."
     run = Path(run)
     check_output(run / 'model.safetensors', overwrite)
     for stage, n in steps.items():
         learn = vqvae_learner(dls, model, stage, loss, cbs=[StepProgress(f'stage {stage}'), CSVLogger(f'history_stage{stage}.csv')], path=run)
         with learn.no_bar(), learn.no_logging(): fit_stage(learn, n, lr)
         save_model(model, run / 'model.safetensors', overwrite=True)
+        if model.config.prune:
+            model.calibrate_heads((batch for batch, _ in dls.valid), quantize=stage > 0)
+            save_model(model, run / 'model.safetensors', overwrite=True)
     return model.eval()

@@ -124,14 +124,14 @@ def _settle(x, codebook, todo, out, k, C: tl.constexpr, PART: tl.constexpr, BLOC
             least = tl.minimum(least, best)
         tl.store(out + row, index.to(tl.int64))
 
-# %% ../nbs/28_nearest.ipynb #805ee06c
+# %% ../nbs/28_nearest.ipynb #9ed3dbb1
 WIDEST = 256  # channels that a program holds; wider vectors take the reference
 
-def _tile(channels):
+def _tile(channels, fine):
     "Rows that a program works on, codes of a step, steps folded into one: what registers and shared memory hold."
-    return (256, 64, 4) if channels <= 64 else (128, 64, 2) if channels <= 128 else (64, 64, 1)
+    return (64 if fine and channels <= 64 else 128, 64, 2) if channels <= 128 else (64, 64, 1)
 
-def nearest_code_triton(x: Tensor, codebook: Tensor, programs: int = 1024) -> Tensor:
+def nearest_code_triton(x: Tensor, codebook: Tensor, programs: int = 2048) -> Tensor:
     "`nearest_code` on a GPU; `programs` share what is settled in double precision."
     check_nearest(x, codebook)
     x, codebook, (n, c), k = x.float().contiguous(), codebook.float().contiguous(), x.shape, len(codebook)
@@ -140,7 +140,7 @@ def nearest_code_triton(x: Tensor, codebook: Tensor, programs: int = 1024) -> Te
     if not n or not c: return out.zero_()
     if c > WIDEST: return nearest_code_reference(x, codebook)
     channels = max(triton.next_power_of_2(c), 16)
-    rows, cols, fold = _tile(channels)
+    _, cols, fold = _tile(channels, False)
     finite = codebook.where(codebook.isfinite(), 0.)
     middle = finite.mean(0)
     largest, room = (finite - middle).abs().amax(), triton.cdiv(k, cols * fold) * cols * fold
@@ -149,10 +149,10 @@ def nearest_code_triton(x: Tensor, codebook: Tensor, programs: int = 1024) -> Te
     lists[:, 0] = 0
     _codes[room // 64,](codebook, middle, largest, high, low, half, most, k, C=c, CHANNELS=channels, BLOCK=64, num_warps=4)
     for fine in (False, True):
+        rows, _, _ = _tile(channels, fine)
         _screen[triton.cdiv(n, rows),](x, codebook, middle, largest, high, low, half, most, lists[0], out, lists[int(fine)], n, k,
-                                       C=c, CHANNELS=channels, ROWS=rows, COLS=cols, FOLD=fold, FINE=fine,
-                                       num_warps=max(rows // 32, 4), num_stages=2 if fine or channels > 64 else 3)
-    _settle[min(programs, n),](x, codebook, lists[1], out, k, C=c, PART=min(channels, 64), BLOCK=64, num_warps=4)
+                                       C=c, CHANNELS=channels, ROWS=rows, COLS=cols, FOLD=fold, FINE=fine, num_warps=4, num_stages=3 if channels <= 64 else 2)
+    _settle[min(programs, n),](x, codebook, lists[1], out, k, C=c, PART=8, BLOCK=512, num_warps=8)
     return out
 
 # %% ../nbs/28_nearest.ipynb #086545ed

@@ -18,7 +18,7 @@ from .tokens import ShapeTokens
 from .voxelize import SparseSDF, march, voxelize
 from .vqvae import SparseSDFVQVAE, fingerprint, load_model, presets
 
-# %% ../nbs/51_tokenizer.ipynb #db23e905
+# %% ../nbs/51_tokenizer.ipynb #835be3bb
 class ShapeTokenizer:
     "A trained model with all that stands around it: any mesh to `ShapeTokens` and back."
     def __init__(self,
@@ -71,12 +71,14 @@ class ShapeTokenizer:
         sdf = self.sdf(shape, resolution)
         coords = torch.as_tensor(sdf.coords)
         q, ids, _ = self.model.encode(dict(sparse_sdf=torch.as_tensor(sdf.sdf), sparse_index=coords, batch_idx=coords.new_zeros(len(coords))))
-        return ShapeTokens(q.coords[:, 1:].cpu().numpy(), ids.cpu().numpy(), sdf.resolution, self.model.config.factor, sdf.band, sdf.transform, self.fingerprint)
+        places = q.coords[::4] if self.model.config.grouping else q.coords      # of 4 cells along z the first
+        return ShapeTokens(places[:, 1:].cpu().numpy(), ids.cpu().numpy(), sdf.resolution, self.model.config.factor, sdf.band, sdf.transform, self.fingerprint)
 
     @torch.inference_mode()
     def decode_sdf(self,
         tokens: ShapeTokens,        # Of this very model
         depth: int | None = None,   # Residual depths to decode; None: all
+        **options,                  # prune, shell, chunk of the model's `decode`
     ) -> SparseSDF:
         "The sparse SDF that the tokens stand for."
         if tokens.fingerprint != self.fingerprint:
@@ -84,13 +86,14 @@ class ShapeTokenizer:
         coords = torch.as_tensor(np.pad(tokens.coords, ((0, 0), (1, 0))), device=self.device)
         ids = torch.as_tensor(tokens.indices, device=self.device)
         if not len(tokens): return SparseSDF(np.zeros((0, 3), np.int32), np.zeros(0, np.float32), tokens.resolution, tokens.band, tokens.transform, 'decoded')
-        y = self.model.decode(ids, coords, depth)
+        y = self.model.decode(ids, None if self.model.config.grouping else coords, depth, **options)
         return SparseSDF(y.coords[:, 1:].cpu().numpy(), y.feats[:, 0].float().cpu().numpy(), tokens.resolution, tokens.band, tokens.transform, 'decoded')
 
     def decode(self,
         tokens: ShapeTokens,        # Of this very model
         depth: int | None = None,   # Residual depths to decode; None: all
         level: float = 0.0,         # SDF value of the surface, in units of the truncation distance
+        **options,                  # prune, shell, chunk of the model's `decode`
     ):                              # trimesh.Trimesh
         "The mesh, in the units and position of the one that was encoded."
-        return march(self.decode_sdf(tokens, depth), level)
+        return march(self.decode_sdf(tokens, depth, **options), level)
