@@ -7,7 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from harness import Row, gpu, main
+from sdfvq.conv import load_backend
 from sdfvq.ops import conv, neighbors, neighbors_reference
+from sdfvq.sparse import SparseTensor
 from sdfvq.vqvae import SparseSDFVQVAE, preset
 from sparse import torus
 
@@ -51,6 +53,13 @@ def scatter(feats, weight, map):
         p = (map[:, k] >= 0).nonzero()[:, 0]
         out = out.index_add(0, p, (feats[map[p, k].long()] @ weight[k]).float())
     return out.to(feats.dtype)
+
+def by_spconv(x):
+    "The layers and their gradients as spconv has them, its kernel map included."
+    coords, feats, weights, grad = x
+    y, layer = SparseTensor(coords, feats), load_backend('spconv')
+    for w in weights: y = y.replace(layer(y, y.feats, w))
+    return torch.autograd.grad(y.feats, [feats, *weights], grad)
 
 def plain(feats, weight, map):
     "The definition in torch, an offset at a time."
@@ -139,7 +148,8 @@ def conv_rows(c, quoted, quoted_thin, most, most_forward):
             Row(f'conv {c} and back', 'the same, forward and both gradients', back, with_coords(close), mapped, device='cuda'),
             Row(f'4 layers {c}', 'kernel map and four layers, forward and both gradients', there_and_back(conv), close, layers(c, 4), most=most,
                 by=QUOTED.format(quoted), device='cuda'),
-            Row(f'4 layers {c}, thin', 'the same, a sphere of 989,616 voxels in a shell of 1.25: 12.8 neighbours each', there_and_back(conv), close,
+            Row(f'4 layers {c}, spconv', 'the same', there_and_back(conv), close, layers(c, 4), peer=by_spconv, by='spconv, map included', needs='spconv', device='cuda'),
+            Row(f'4 layers {c}, thin', 'map, layers and gradients of a sphere, 989,616 voxels in a shell of 1.25 voxels: 12.8 neighbours each', there_and_back(conv), close,
                 layers(c, 4, thin), by=QUOTED.format(quoted_thin), device='cuda'),
             Row(f'4 layers {c}, memory', 'peak beside the operands', peak(there_and_back(conv)), of_its_output(close),
                 layers(c, 4), unit='GB')]
