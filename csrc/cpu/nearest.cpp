@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The nearest code to each row. Two steps: a screen gives the best score of every 16 codes, roughly, with a bound of its error that
+// The nearest code to each row. Two steps: a screen gives the best score of every 8 codes, roughly, with a bound of its error that
 // holds for sure; then the few codes that may be nearest are compared in double precision. So the screen (in bytes where the processor
 // multiplies them, else in fp32) decides how long it takes, and never what comes out. The N x K distances are nowhere.
 #include <pybind11/numpy.h>
@@ -95,7 +95,7 @@ struct Bytes {
   }
 };
 
-// Of 16 codes: the scale of their words; at most |code|, |code - words|, |code|^2/2.
+// Of a group of codes: the scale of their words; at most |code|, |code - words|, |code|^2/2.
 struct Group {
   float scale, norm, off, half;
 };
