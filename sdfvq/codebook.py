@@ -193,14 +193,14 @@ class Units(nn.Module):
 
     def back(self, x: Tensor) -> Tensor: return x * self.scale + self.mean
 
-# %% ../nbs/29_codebook.ipynb #e193a016
+# %% ../nbs/29_codebook.ipynb #d57cb6c4
 class Straight(torch.autograd.Function):
     "`q` forward; backward the gradient goes to `x` as it is."
     @staticmethod
     def forward(ctx, x, q, anchor): return q.view_as(q)
 
     @staticmethod
-    def backward(ctx, g): return g, None, None   # None reaches the anchor: a parameter that learns otherwise, which DDP must see used
+    def backward(ctx, g): return g, None, None   # None reaches the anchor: a parameter that never changes, which DDP must see used
 
 class Rotated(Straight):
     "`q` forward; backward the gradient is turned and stretched as x → q is, back again."

@@ -93,7 +93,7 @@ def check_quantizer(
     assert set(out.losses) == {'codebook', 'commitment'} and all(v.dim() == 0 and v.isfinite() for v in out.losses.values())
     assert all(torch.equal(v, before[k]) for k, v in q.state_dict().items()), 'eval mode changed the state'
 
-# %% ../nbs/30_quantize.ipynb #3ea01e62
+# %% ../nbs/30_quantize.ipynb #6d72057a
 DEAD = 0.2   # share of a code's fair part below which it is moved
 
 class VectorQuantizer(Quantizer):
@@ -119,7 +119,11 @@ class VectorQuantizer(Quantizer):
     def _make(self, tables):
         "The parameters of `tables` codebooks, and their history."
         shape = (self.num_codes, self.dim) if self.flat else (tables, self.num_codes, self.dim)
-        self.codebook = nn.Parameter(torch.empty(shape).uniform_(-1 / self.num_codes, 1 / self.num_codes))
+        codes = torch.empty(shape).uniform_(-1 / self.num_codes, 1 / self.num_codes)
+        if self.decay is None: self.codebook = nn.Parameter(codes)
+        else:   # no parameter, as DDP gives those zeros for a gradient, with which weight decay moves them; a zero shows whether it may learn
+            self.register_buffer('codebook', codes)
+            self.anchor = nn.Parameter(torch.zeros(()))
         self.history = History(tables, self.num_codes, self.dim)
 
     def tables(self) -> Tensor:  # (1,K,C), or (L,K,C) where each depth has its own
@@ -159,8 +163,7 @@ class VectorQuantizer(Quantizer):
             books = [gap(tables[l % len(tables)][near], rest) for l, (rest, near) in enumerate(zip(rests, found))]
         else: books = [x.new_zeros(())]
         losses = dict(codebook=sum(books) / len(books), commitment=sum(gap(x, q) for q in sums) / self.depth)
-        anchor = None if self.decay is None else next(self.parameters())
-        q = ESTIMATORS[self.estimator].apply(sum(soft) if soft else x, sums[-1], anchor)
+        q = ESTIMATORS[self.estimator].apply(sum(soft) if soft else x, sums[-1], None if self.decay is None else self.anchor)
         if self.learning: self._learn(rests, found)
         return q, found[0] if self.flat else torch.stack(found, 1), losses
 
@@ -249,8 +252,13 @@ class VectorQuantizer(Quantizer):
                                 "whose last layer is zero-initialised. The codebook waits for vectors that differ.")
         return equal
 
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.pop(prefix + 'anchor', None)   # however codes learn, a checkpoint holds the same
+
     def _load_from_state_dict(self, state, prefix, *args):
-        if any(prefix + name in state for name in dict(self.named_parameters())): self.history.forget()   # codes from elsewhere are not to be replaced
+        if any(prefix + name in state for name in ('codebook', 'map')): self.history.forget()   # codes from elsewhere are not to be replaced
+        if self.decay is not None: state[prefix + 'anchor'] = self.anchor.detach()
         super()._load_from_state_dict(state, prefix, *args)
 
 def gap(a: Tensor, b: Tensor) -> Tensor:
