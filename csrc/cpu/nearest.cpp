@@ -23,6 +23,7 @@ static constexpr int COLS = 3;    // vector registers of rows that a tile holds
 static constexpr int64_t PIECE = 1536;  // rows that a thread takes at a time
 static constexpr int64_t PART = 64;     // channels worked on at a time: vectors stand in room for a multiple, with zeros behind
 static constexpr int LANES = 16;        // sums that a long sum is made of, which the compiler may then make vectors of
+static constexpr float HIDDEN = 1e-20f;  // more than squares that underflow hide of a length, up to 65536 channels
 
 static SDFVQ_INLINE float sum(const float *lanes) {
   float all = 0;
@@ -84,7 +85,7 @@ struct Bytes {
         }
       for (int64_t j = 0; j < std::min(n - i, PART); j += 4) std::memcpy(to + (i + j) / 4 * stride, bytes + j, 4);
     }
-    return std::sqrt(sum(off));
+    return std::sqrt(sum(off)) + HIDDEN;
   }
   // What undoes the 128.
   static Word start(const Word *words, int64_t steps, int64_t stride) {
