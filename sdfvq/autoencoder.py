@@ -154,7 +154,7 @@ class SparseSDFEncoder(_Half):
         x = self.mix(x, factor)
         return self.out_layer(x.replace(F.layer_norm(x.feats.float(), x.feats.shape[1:]).to(x.dtype)))
 
-# %% ../nbs/25_autoencoder.ipynb #ca04cd2b
+# %% ../nbs/25_autoencoder.ipynb #5f66e541
 SHELL = 3**.5   # voxels: from one corner of a cell to the opposite one
 
 class SparseSDFDecoder(_Half):
@@ -176,14 +176,14 @@ class SparseSDFDecoder(_Half):
     @property
     def prunes(self) -> bool:
         "Are there heads that were trained?"
-        return hasattr(self, 'heads') and not bool(self.prune_logits.isinf().any())
+        return hasattr(self, 'heads') and bool(self.prune_logits.isfinite().all())
 
     def says(self,
         head: int,         # Which
         x: SparseTensor,   # N voxels
     ) -> Tensor:           # (N,8) bool
         "The children that a head lets grow."
-        return self.heads[head](x).feats > self.prune_logits[head]
+        return self.heads[head](x).feats.float() > self.prune_logits[head]   # in halves the limit would be rounded too, and lose what it just lets through
 
     def forward(self,
         x: SparseTensor,              # Latents (M,embed_dim)

@@ -49,7 +49,7 @@ class StageFreeze(Callback):
     def after_fit(self):
         for p in self.model.parameters(): p.requires_grad_(True)
 
-# %% ../nbs/42_learner.ipynb #366cf8dd
+# %% ../nbs/42_learner.ipynb #d734340f
 class CodebookStart(Callback):
     "k-means of the encoder's vectors into the codebook, once, before the first batch of this fit."
     order = StageFreeze.order + 1
@@ -58,11 +58,11 @@ class CodebookStart(Callback):
 
     @torch.no_grad()
     def before_fit(self):
-        wanted, found, n = self.vectors_per_code * self.model.config.num_embeddings, [], 0
+        c, found, n = self.model.config, [], 0
         for batch, _ in self.dls.train:
-            found.append(self.model.encode_continuous(batch).feats.float())
+            found.append(self.model.encode_continuous(batch).feats.float().view(-1, c.code_dim))
             n += len(found[-1])
-            if n >= wanted: break
+            if n >= self.vectors_per_code * c.num_embeddings: break
         self.model.quantizer.start(torch.cat(found))
 
 # %% ../nbs/42_learner.ipynb #7818233c

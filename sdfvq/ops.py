@@ -245,7 +245,7 @@ def _(coords, table):
     out = ext.join(coords.numpy(), table.numpy(), torch.get_num_threads()) if coords.dtype == table.dtype == torch.int32 else None
     return join_reference(coords, table) if out is None else torch.from_numpy(out)   # what C++ refuses is refused there, in words
 
-# %% ../nbs/01_ops.ipynb #6d5b6da4
+# %% ../nbs/01_ops.ipynb #93a7dabc
 CODE_ELEMENTS = 2**21  # distances held at a time: 16 MB in fp64
 
 @torch.library.custom_op('sdfvq::nearest_code', mutates_args=())
@@ -266,13 +266,15 @@ def check_nearest(x, codebook):
 def nearest_code_reference(x: Tensor, codebook: Tensor) -> Tensor:
     "What `nearest_code` means: a matrix product and an argmin."
     check_nearest(x, codebook)
+    if not x.shape[1]: return torch.zeros(len(x), dtype=torch.int64, device=x.device)
     codes = codebook.float().double()
     half, step = codes.square().sum(1) / 2, max(CODE_ELEMENTS // len(codes), 1)
     out = torch.empty(len(x), dtype=torch.int64, device=x.device)
     for i in range(0, len(x), step):
         far = torch.addmm(half, x[i:i+step].float().double(), codes.T, alpha=-1)
         out[i:i+step] = far.where(far == far, torch.inf).argmin(1)
-    return out
+    same, place = codes.unique(dim=0, return_inverse=True)[1], torch.arange(len(codes), device=x.device)
+    return place.scatter_reduce(0, same, place, 'amin', include_self=False)[same[out]]   # the product rounds equal codes differently, as they stand
 
 @nearest_code.register_fake
 def _(x, codebook): return x.new_empty(len(x), dtype=torch.int64)

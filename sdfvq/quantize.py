@@ -6,7 +6,7 @@
 __all__ = ['DEAD', 'KINDS', 'Quantized', 'Quantizer', 'check_quantizer', 'VectorQuantizer', 'gap', 'ResidualVQ', 'SimVQ',
            'fsq_levels', 'FSQ', 'make_quantizer', 'quantizer_health']
 
-# %% ../nbs/30_quantize.ipynb #b7585c33
+# %% ../nbs/30_quantize.ipynb #454aa1d7
 import math, warnings
 from itertools import combinations_with_replacement
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .core import InputError, check_shape
 from .ops import nearest_code
-from .codebook import ESTIMATORS, PER_CODE, History, Straight, Units, as_first, code_sums, codebook_health, draw, far_rows, gumbel, joint, kmeans
+from .codebook import ESTIMATORS, PER_CODE, History, Straight, Units, as_first, code_sums, codebook_health, draw, far_rows, finite_rows, gumbel, joint, kmeans
 
 # %% ../nbs/30_quantize.ipynb #abd5ce76
 class Quantized(NamedTuple):
@@ -26,7 +26,7 @@ class Quantized(NamedTuple):
     indices: Tensor    # (N,) int64 rows of the codebook; (N,L) of a residual quantizer
     losses: dict       # scalar tensors by name: "codebook", "commitment"; means over N and C, as the reconstruction is
 
-# %% ../nbs/30_quantize.ipynb #c6843874
+# %% ../nbs/30_quantize.ipynb #29ce0ef6
 class Quantizer(nn.Module):
     "The frame of all quantizers: a kind adds `_quantize`, `_codes_at` and, where it needs one, a `start`."
     depth, flat = 1, True   # L; are the indices (N,), not (N,L)?
@@ -47,7 +47,7 @@ class Quantizer(nn.Module):
         "The nearest codes of `x`, computed in fp32."
         check_shape(x, f'N {self.dim}', 'x')
         with torch.autocast(x.device.type, enabled=False):
-            if self.learning: self._observe(x.detach().float())
+            if self.learning: self._observe(finite_rows(x.detach().float()))
             q, indices, losses = self._quantize(self._there(x.float()))
             return Quantized(self._back(q).to(x.dtype), indices, losses)
 
@@ -67,9 +67,10 @@ class Quantizer(nn.Module):
     def _all(self, x):
         "Every process's vectors to start from; units become theirs."
         check_shape(x, f'N {self.dim}', 'x')
-        every = draw(x.float(), 2**62, torch.Generator())
-        if not len(every): raise InputError("x is empty: a quantizer needs vectors to start from")
-        if self.units: self.units.follow(x.float(), 1.)
+        x = finite_rows(x.float())
+        every = draw(x, 2**62, torch.Generator())
+        if not len(every): raise InputError("x is empty or has NaN or Inf in each row: a quantizer needs vectors to start from")
+        if self.units: self.units.follow(x, 1.)
         return every
 
     def _there(self, x): return self.units.there(x) if self.units else x
@@ -92,7 +93,7 @@ def check_quantizer(
     assert set(out.losses) == {'codebook', 'commitment'} and all(v.dim() == 0 and v.isfinite() for v in out.losses.values())
     assert all(torch.equal(v, before[k]) for k, v in q.state_dict().items()), 'eval mode changed the state'
 
-# %% ../nbs/30_quantize.ipynb #121258c7
+# %% ../nbs/30_quantize.ipynb #6d72057a
 DEAD = 0.2   # share of a code's fair part below which it is moved
 
 class VectorQuantizer(Quantizer):
@@ -118,7 +119,11 @@ class VectorQuantizer(Quantizer):
     def _make(self, tables):
         "The parameters of `tables` codebooks, and their history."
         shape = (self.num_codes, self.dim) if self.flat else (tables, self.num_codes, self.dim)
-        self.codebook = nn.Parameter(torch.empty(shape).uniform_(-1 / self.num_codes, 1 / self.num_codes))
+        codes = torch.empty(shape).uniform_(-1 / self.num_codes, 1 / self.num_codes)
+        if self.decay is None: self.codebook = nn.Parameter(codes)
+        else:   # no parameter, as DDP gives those zeros for a gradient, with which weight decay moves them; a zero shows whether it may learn
+            self.register_buffer('codebook', codes)
+            self.anchor = nn.Parameter(torch.zeros(()))
         self.history = History(tables, self.num_codes, self.dim)
 
     def tables(self) -> Tensor:  # (1,K,C), or (L,K,C) where each depth has its own
@@ -158,8 +163,7 @@ class VectorQuantizer(Quantizer):
             books = [gap(tables[l % len(tables)][near], rest) for l, (rest, near) in enumerate(zip(rests, found))]
         else: books = [x.new_zeros(())]
         losses = dict(codebook=sum(books) / len(books), commitment=sum(gap(x, q) for q in sums) / self.depth)
-        anchor = None if self.decay is None else next(self.parameters())
-        q = ESTIMATORS[self.estimator].apply(sum(soft) if soft else x, sums[-1], anchor)
+        q = ESTIMATORS[self.estimator].apply(sum(soft) if soft else x, sums[-1], None if self.decay is None else self.anchor)
         if self.learning: self._learn(rests, found)
         return q, found[0] if self.flat else torch.stack(found, 1), losses
 
@@ -179,9 +183,10 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def _learn(self, rests, found):
         "Counts use; with a decay, codes follow the running mean of their vectors: the sums over them by the share of vectors they had."
-        h, found = self.history, self._by_table(found)
+        h, fine = self.history, rests[0].isfinite().all(1)
+        rests, found = (self._by_table([part[fine] for part in parts]) for parts in (rests, found))
         if self.decay is None: h.hits += joint(torch.stack([torch.bincount(i, minlength=self.num_codes) for i in found])); return
-        sums, counts = map(torch.stack, zip(*(code_sums(x, i, self.num_codes) for x, i in zip(self._by_table(rests), found))))
+        sums, counts = map(torch.stack, zip(*(code_sums(x, i, self.num_codes) for x, i in zip(rests, found))))
         sums, counts = joint(sums), joint(counts)
         h.hits += counts
         n = counts.sum(1, keepdim=True).clamp(min=1)
@@ -247,8 +252,13 @@ class VectorQuantizer(Quantizer):
                                 "whose last layer is zero-initialised. The codebook waits for vectors that differ.")
         return equal
 
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.pop(prefix + 'anchor', None)   # however codes learn, a checkpoint holds the same
+
     def _load_from_state_dict(self, state, prefix, *args):
-        if any(prefix + name in state for name in dict(self.named_parameters())): self.history.forget()   # codes from elsewhere are not to be replaced
+        if any(prefix + name in state for name in ('codebook', 'map')): self.history.forget()   # codes from elsewhere are not to be replaced
+        if self.decay is not None: state[prefix + 'anchor'] = self.anchor.detach()
         super()._load_from_state_dict(state, prefix, *args)
 
 def gap(a: Tensor, b: Tensor) -> Tensor:
@@ -374,7 +384,7 @@ def make_quantizer(
     if kind != 'vq': raise InputError(f'residual codes need quantizer "vq", got {kind!r} with depth {depth}')
     return ResidualVQ(num_codes, dim, depth, **options)
 
-# %% ../nbs/30_quantize.ipynb #84a48e67
+# %% ../nbs/30_quantize.ipynb #7e4f3c58
 @torch.no_grad()
 def quantizer_health(
     q: Quantizer,
@@ -384,7 +394,7 @@ def quantizer_health(
     was, device = q.training, next(q.buffers()).device
     counts, error = torch.zeros(q.depth, q.num_codes, dtype=torch.int64, device=device), torch.zeros(q.depth + 1, dtype=torch.float64, device=device)
     for x in batches:
-        ids, want = q.eval()(x).indices.view(len(x), -1), q._back(q._there(x.float()))
+        ids, want = q.eval()(x).indices.view(len(x), q.depth), q._back(q._there(x.float()))
         for l in range(q.depth):
             counts[l] += ids[:, l].bincount(minlength=q.num_codes)
             error[l] += (want - q.decode(ids[:, 0] if q.flat else ids[:, :l + 1])).square().sum(dtype=torch.float64)

@@ -181,7 +181,7 @@ class SparseSDFVQVAE(nn.Module):
         "Parameters of 'encoder', 'quantizer' or 'decoder'."
         return list(getattr(self, name).parameters())
 
-# %% ../nbs/31_vqvae.ipynb #05417d15
+# %% ../nbs/31_vqvae.ipynb #99f629d2
 def fingerprint(
     model: nn.Module,  # A `SparseSDFVQVAE`
 ) -> str:              # 16 hexadecimal digits
@@ -190,7 +190,7 @@ def fingerprint(
     for name, w in sorted(model.state_dict().items()):
         if name.startswith('quantizer.history.'): continue
         h.update(f'{name}{w.dtype}{tuple(w.shape)}'.encode())
-        h.update(w.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        h.update(w.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:16]
 
 FORMAT = 'sdfvq-vqvae-1'

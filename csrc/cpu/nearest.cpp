@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The nearest code to each row. Two steps: a screen gives the best score of every 16 codes, roughly, with a bound of its error that
+// The nearest code to each row. Two steps: a screen gives the best score of every 8 codes, roughly, with a bound of its error that
 // holds for sure; then the few codes that may be nearest are compared in double precision. So the screen (in bytes where the processor
 // multiplies them, else in fp32) decides how long it takes, and never what comes out. The N x K distances are nowhere.
 #include <pybind11/numpy.h>
@@ -23,6 +23,7 @@ static constexpr int COLS = 3;    // vector registers of rows that a tile holds
 static constexpr int64_t PIECE = 1536;  // rows that a thread takes at a time
 static constexpr int64_t PART = 64;     // channels worked on at a time: vectors stand in room for a multiple, with zeros behind
 static constexpr int LANES = 16;        // sums that a long sum is made of, which the compiler may then make vectors of
+static constexpr float HIDDEN = 1e-20f;  // more than squares that underflow hide of a length, up to 65536 channels
 
 static SDFVQ_INLINE float sum(const float *lanes) {
   float all = 0;
@@ -84,7 +85,7 @@ struct Bytes {
         }
       for (int64_t j = 0; j < std::min(n - i, PART); j += 4) std::memcpy(to + (i + j) / 4 * stride, bytes + j, 4);
     }
-    return std::sqrt(sum(off));
+    return std::sqrt(sum(off)) + HIDDEN;
   }
   // What undoes the 128.
   static Word start(const Word *words, int64_t steps, int64_t stride) {
@@ -95,7 +96,7 @@ struct Bytes {
   }
 };
 
-// Of 16 codes: the scale of their words; at most |code|, |code - words|, |code|^2/2.
+// Of a group of codes: the scale of their words; at most |code|, |code - words|, |code|^2/2.
 struct Group {
   float scale, norm, off, half;
 };
