@@ -8,7 +8,7 @@ __all__ = ['collate', 'synth_shapes', 'crop_blocks', 'Skipped', 'ShapeDataset', 
            'MeshDataset', 'ItemVectorDataset', 'read_histories', 'HistoryDataset', 'collate_histories', 'EqualBatches',
            'ShapeLoader', 'shape_dataloaders']
 
-# %% ../nbs/41_data.ipynb #7787199f
+# %% ../nbs/41_data.ipynb #7204dd11
 import csv, heapq, json, re, time, zipfile, zlib
 from collections import Counter
 from copy import copy
@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastai.data.core import DataLoaders
 from scipy.spatial.transform import Rotation
 from torch.nn.utils.rnn import pad_sequence
 
@@ -200,7 +199,7 @@ def parse_captions(
         if isinstance(found, list): return [c.strip() for c in map(str, found) if c.strip()]
     return [text] if text else []
 
-# %% ../nbs/41_data.ipynb #5e963680
+# %% ../nbs/41_data.ipynb #d6220b23
 class SparseSDFDataset(ShapeDataset):
     "The shapes that `prepare` wrote, at one resolution or several; each item is `(number, SparseSDF)`."
     columns = ('shapes', 'voxels', 'groups')
@@ -218,7 +217,7 @@ class SparseSDFDataset(ShapeDataset):
         named = {p: re.fullmatch(r'(.+)_r(\d+)', p.stem) for p in sorted(folder.glob('*.npz'))}
         files = {(m[1], int(m[2])): p for p, m in named.items() if m}
         wanted = sorted({r for _, r in files}) if resolution is None else [int(r) for r in np.atleast_1d(resolution)]
-        self.left_out = Counter()                                                # reason: how many
+        self.skip, self.left_out = skip, Counter()                                     # reason: how many
         rows = list(islice(self._rows(folder, files, wanted, min_voxels), max_samples or None))
         if not rows: raise InputError(f"no shape at {' or '.join(f'{r}³' for r in wanted) or 'any resolution'} in {folder}"
                                       f"{''.join(f'; {n:,} {why}' for why, n in self.left_out.items())}; run `sdfvq prepare`")
@@ -228,13 +227,16 @@ class SparseSDFDataset(ShapeDataset):
     def _rows(self, folder, files, wanted, min_voxels):
         "(path, voxels, resolution) of each shape that will do."
         table = read_metadata(folder/'metadata.csv') if (folder/'metadata.csv').exists() else dict(sha256=list(dict.fromkeys(sha for sha, _ in files)))
-        last = {sha: i for i, sha in enumerate(table['sha256'])}            # a shape that stands there twice counts once, as the last says
+        last = {sha or i: i for i, sha in enumerate(table['sha256'])}                 # a shape that stands there twice counts once, as the last says
         for r, (sha, i) in product(wanted, last.items()):
             known, path = cell(table, f'r{r}_num_points', i), folder/f'{sha}_r{r}.npz'
             if not true(cell(table, 'sdf_computed', i, 'true')) or cell(table, f'r{r}_error', i): why = 'not computed'
             elif not known and (sha, r) not in files: why = f'not prepared at {r}³'
             else: why = self.unfit(table, i)
-            n = 0 if why else int(float(known)) if known else count_voxels(path)
+            try: n = 0 if why else int(float(known)) if known else count_voxels(path)
+            except InputError:
+                if not self.skip: raise
+                why = 'unreadable'
             if not why and n < min_voxels: why = f'of fewer than {min_voxels} voxels'
             if why: self.left_out[why] += 1
             else: yield path, n, r, *self.more(table, i)
@@ -484,7 +486,7 @@ def _joined(samples):
     if captions: batch['caption'] = list(captions[0])
     return batch, skipped
 
-# %% ../nbs/41_data.ipynb #f5a3c88e
+# %% ../nbs/41_data.ipynb #3633e0b6
 def shape_dataloaders(
     train: ShapeDataset,
     valid: ShapeDataset = None,  # None: a tenth of `train`, at least one shape, taken out of it
@@ -494,8 +496,9 @@ def shape_dataloaders(
     device=None,                 # None: where batches are made, the CPU
     max_voxels: int = None,      # Budget of a batch, in voxels
     rank: int = 0, world: int = 1, # Training batches of one process of several
-) -> DataLoaders:
+) -> 'DataLoaders':
     "Sparse batches for a fastai `Learner`."
+    from fastai.data.core import DataLoaders    # datasets and loaders do without
     order = np.random.default_rng(seed).permutation(len(train))
     n = 0 if valid is not None or len(train) == 1 else max(len(train) // 10, 1)
     kept = train.subset(order[n:])
