@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['VERSION', 'PROBE', 'WIDEST', 'LEAST', 'SparseSDF', 'voxelize', 'planned', 'march']
 
-# %% ../nbs/11_voxelize.ipynb #69749d84
+# %% ../nbs/11_voxelize.ipynb #2a5d7b10
 import zipfile
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from .mesh import check_mesh, make_mesh, normalize as fit_cube, used_vertices
 from .sign import across_openings, enclosing, flood, inside
 from .solid import SHELL, make_plan
 
-# %% ../nbs/11_voxelize.ipynb #dc1bd42e
+# %% ../nbs/11_voxelize.ipynb #b2537f38
 VERSION = 1  # of the file
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,9 +73,10 @@ class SparseSDF:
         except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zipfile.zlib.error) as e:
             why = f"{type(e).__name__}: {' '.join(str(e).split())}"
             raise InputError(f"{path}: not a sparse SDF, or cut short ({why}); write it again with `sdfvq voxelize`") from e
+        if 'compact' in f: return import_module('sdfvq.compact').expand(f, str(path), grid)   # the other form that a file may have
         return cls(**_fields(f, str(path), grid))
 
-# %% ../nbs/11_voxelize.ipynb #10b6cb19
+# %% ../nbs/11_voxelize.ipynb #783135b6
 def _fields(f, name, grid):
     "The constructor's arguments from a file's arrays, checked."
     if missing := [k for k in ('sparse_sdf', 'sparse_index', 'resolution') if k not in f]:
@@ -89,9 +91,11 @@ def _fields(f, name, grid):
     sdf = sdf.reshape(-1)
     if len(coords) and (coords.min() < 0 or coords.max() >= r or not np.isfinite(sdf).all()):
         raise InputError(f"{name}: voxels must lie in [0, {r}) and values be finite; the file is damaged")
-    order = np.lexsort(coords.T[::-1])
-    coords, sdf = coords[order], sdf[order]
-    if (coords[1:] == coords[:-1]).all(1).any(): raise InputError(f"{name}: some voxels occur twice; the file is damaged")
+    keys = coords @ np.array([r * r, r, 1])
+    if not (keys[1:] > keys[:-1]).all():                         # ours are in order, and sorting is most of the work
+        order = np.argsort(keys, kind='stable')
+        coords, sdf, keys = coords[order], sdf[order], keys[order]
+    if (keys[1:] == keys[:-1]).any(): raise InputError(f"{name}: some voxels occur twice; the file is damaged")
     made_here = 'version' in f
     grid = grid or (str(f['grid']) if 'grid' in f else 'cell' if made_here else 'node')
     voxel_to_cube(0, 2, grid)  # refuses other names

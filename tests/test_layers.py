@@ -30,6 +30,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'mesh':      MODELS,
     'voxelize':  MODELS | {'sparse'},
     'volume':    MODELS | {'sparse'},
+    'compact':   MODELS | {'sparse', 'fastai'},
     'view':      MODELS,
     'report':    MODELS,
     'metrics':   Only({'core', 'geometry', 'faces', 'mesh'}),
@@ -47,6 +48,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'prepare':   MODELS | {'fastai'},
     'data':      MODELS | {'losses'},
     'learner':   {'tokens', 'vl', 'retrieve'},
+    'inspect':   MODELS | {'losses', 'fastai'},
     'tokens':    MODELS | {'conv', 'attention', 'quantize', 'fastai'},
     'tokenizer': {'losses', 'learner', 'fastai'},
     'evaluate':  {'vl', 'retrieve'},
@@ -60,7 +62,8 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
 CORE_NEVER = {'fastai', 'transformers'}                     # `Only` speaks of our modules; core has this besides
 ALONE = {'transformers': {'vl'}, 'peft': {'vl'},            # package: the only modules that import it
          'spconv': {'conv'}, 'torchsparse': {'conv'}}
-LATE = {('ops', 'kernels'), ('ops', 'nearest'), ('ops', 'cuda'), ('kernels', 'hopper')}   # loads of a later room, by name at the first CUDA call
+LATE = {('ops', 'kernels'), ('ops', 'nearest'), ('ops', 'cuda'), ('kernels', 'hopper'),   # loads of a later room, by name at the first CUDA call
+        ('voxelize', 'compact')}                                                                     # or at the first such file
 FREE = {'_C', '_cuda'}                                      # the extensions are no rooms
 
 def number(source):

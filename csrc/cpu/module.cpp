@@ -15,6 +15,7 @@ void bind_march(pybind11::module_ &m);
 void bind_topology(pybind11::module_ &m);
 void bind_regions(pybind11::module_ &m);
 void bind_flood(pybind11::module_ &m);
+void bind_compact(pybind11::module_ &m);
 }  // namespace sdfvq
 
 PYBIND11_MODULE(_C, m) {
@@ -31,4 +32,5 @@ PYBIND11_MODULE(_C, m) {
   sdfvq::bind_topology(m);
   sdfvq::bind_regions(m);
   sdfvq::bind_flood(m);
+  sdfvq::bind_compact(m);
 }
