@@ -45,6 +45,8 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'vqvae':     SHAPES | {'losses', 'fastai'},
     'rqvae':     {'geometry', 'contour', 'sparse', 'conv', 'attention', 'autoencoder', 'vqvae', 'fastai'},
     'losses':    MODELS | {'fastai'},
+    'items':     MODELS | {'fastai'},
+    'workers':   Only({'core'}),
     'prepare':   MODELS | {'fastai'},
     'data':      MODELS | {'losses'},
     'learner':   {'tokens', 'vl', 'retrieve'},
