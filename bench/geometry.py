@@ -1,7 +1,7 @@
 """sdfvq's geometry on the CPU against libigl, scikit-image, PyMCubes, mesh2sdf, torch and a Python dict.
 
     python bench/geometry.py [--quick] [--rows march join] [--threads 2] [--out folder]"""
-import json, os, subprocess, sys
+import json, os, sys
 from functools import cache
 from importlib import import_module
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from harness import Row, machine, main
+from harness import Row, machine, main, peak, resident
 from sdfvq import contour, geometry
 from sdfvq.core import voxel_to_cube
 from sdfvq.mesh import blob, normalize
@@ -155,15 +155,10 @@ def marched(resolution, whole=True):
     def setup(): s = field(resolution); return s, dense(s) if whole else None
     return setup
 
-def peak(resolution):
-    done = subprocess.run([sys.executable, __file__, '--peak', str(resolution)], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
-
 def print_peak(resolution):
-    "The high-water mark of this program alone; `ru_maxrss` would begin with that of the process which started it."
+    "The high-water mark of this program alone."
     voxels = len(field(resolution))
-    kb = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))
-    print(json.dumps(dict(resolution=resolution, voxels=voxels, GB=int(kb) * 1024 / 1e9)))
+    print(json.dumps(dict(resolution=resolution, voxels=voxels, GB=resident('VmHWM') / 1e9)))
 
 def whole_field(resolution): return lambda x: field(resolution)
 

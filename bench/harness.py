@@ -1,7 +1,7 @@
 """Tables of ours against named peers: interleaved in one process, each row behind a gate which shows that both do the same.
 
 A gate that does not hold makes its row FAILED and the exit code 1; a goal that is missed is only said. For Linux."""
-import argparse, json, os, platform, statistics, sys, time
+import argparse, json, os, platform, statistics, subprocess, sys, time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -13,6 +13,27 @@ import numpy as np
 import torch
 
 ALONE = 'none'
+
+# Memory, which a program of its own tells: `print_peak`, that a bench calls on --peak
+
+def peak(*args):
+    "What the running bench says when asked for --peak with these arguments."
+    command = [sys.executable, sys.argv[0], '--peak', *map(str, args)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+def resident(key):
+    "Bytes of this program: \"VmRSS\" now, \"VmHWM\" at most; `ru_maxrss` would begin with those of the process which started it."
+    return int(next(line.split()[1] for line in open('/proc/self/status') if line.startswith(key))) * 1024
+
+def forget_peak():
+    "Linux begins to count the most anew on a 5."
+    Path('/proc/self/clear_refs').write_text('5')
+
+def growth(f):
+    "What `f` gives, and what the resident set grew by meanwhile, less that."
+    forget_peak()
+    before, out = resident('VmRSS'), f()
+    return out, resident('VmHWM') - before - out.nbytes
 
 @dataclass(frozen=True)
 class Row:

@@ -1,14 +1,13 @@
 """sdfvq's losses on the CPU against torch and a Python dict: the seed case, where 100,000 voxels became 42,632,192.
 
     python bench/losses.py [--quick] [--rows dict] [--threads 2] [--out folder]"""
-import json, subprocess, sys
+import json, sys
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
-from harness import Row, machine, main
+from harness import Row, forget_peak, machine, main, peak, resident
 from sdfvq.losses import VQVAELoss
 from sdfvq.sparse import SparseTensor, pool, subdivide
 
@@ -101,18 +100,13 @@ def true_field_costs_nothing(x, ours, theirs):
 
 # The table
 
-def peak():
-    done = subprocess.run([sys.executable, __file__, '--peak', str(torch.get_num_threads())], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
-
 def print_peak(threads):
-    "The high-water mark of this program while it computes, voxels and gradient with it; Linux begins to count anew on a 5."
+    "The high-water mark of this program while it computes, voxels and gradient with it."
     torch.set_num_threads(threads)
     x = seed()
-    Path('/proc/self/clear_refs').write_text('5')
+    forget_peak()
     loss, grad = aligned(x)
-    kb = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))
-    print(json.dumps(dict(GB=int(kb) * 1024 / 1e9, voxels=len(x[0]), touched=(grad != 0).sum().item())))
+    print(json.dumps(dict(GB=resident('VmHWM') / 1e9, voxels=len(x[0]), touched=(grad != 0).sum().item())))
 
 WORK = f'L1 on {INPUTS:,} of {512 * LATENTS:,} voxels and its gradient'
 
@@ -120,7 +114,7 @@ ROWS = [
     Row('seed isin', WORK, aligned, same, seed, None, isin, 'torch: pack keys, isin both ways', most=1.0),
     Row('seed dict', WORK, aligned, same_beginning, dictionary, None, look_up, f'Python dict, its time for {DICT_ROWS:,} rows scaled up',
         share=DICT_ROWS / (512 * LATENTS), most=1.0),
-    Row('seed memory', WORK + ': largest resident set, everything in it', lambda x: peak(),
+    Row('seed memory', WORK + ': largest resident set, everything in it', lambda x: peak(torch.get_num_threads()),
         lambda x, ours, theirs: (ours['voxels'] == 512 * LATENTS and ours['touched'] == INPUTS, f"{ours['voxels']:,} voxels, {ours['touched']:,} have a gradient"),
         most=3.0, unit='GB'),
     Row('all terms', f'all terms and their gradient, {len(ball()[0]):,} voxels, {len(ball()[2]["batch_idx"]):,} of them given', every, true_field_costs_nothing, ball),

@@ -7,7 +7,7 @@ The peers: pip install faiss-cpu==1.15.1 vector-quantize-pytorch==1.32.0
 
 With --latents two codebooks, ours and the peer's, learn from the same batches in the same order, and serve vectors that neither saw. FILE is
 one of `torch.save`, or .npz, with "train" (N,C) and "val" (M,C), an encoder's vectors of the shapes to learn from and of others."""
-import argparse, json, subprocess, sys, time
+import argparse, json, sys, time
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness import Row, machine, main
+from harness import Row, growth, machine, main, peak
 from sdfvq.ops import nearest_code
 from sdfvq.quantize import VectorQuantizer, codebook_health
 
@@ -84,20 +84,12 @@ def training():
     theirs._codebook.embed.copy_(codes[None])
     return ours, theirs, x[:FEW]
 
-def peak():
-    done = subprocess.run([sys.executable, __file__, '--peak', str(torch.get_num_threads())], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
-
 def print_peak(threads):
-    "What the resident set of this program grows by, less the indices; Linux begins to count anew on a 5."
+    "What the search takes beside the indices."
     torch.set_num_threads(threads)
-    def status(key): return int(next(line.split()[1] for line in open('/proc/self/status') if line.startswith(key))) * 1024
     x, codes = vectors()
     nearest_code(x[:100], codes)   # threads and code are there now
-    Path('/proc/self/clear_refs').write_text('5')
-    before = status('VmRSS')
-    out = nearest_code(x, codes)
-    grown = status('VmHWM') - before - out.nbytes
+    out, grown = growth(lambda: nearest_code(x, codes))
     print(json.dumps(dict(GB=grown / 1e9, right=nearest((x, codes), None, out, None))))
 
 WORK = f'nearest of {K} codes for {N:,} vectors, C={C}'
@@ -110,7 +102,7 @@ ROWS = [
           ('torch', cdist_argmin, None, f'torch: cdist, argmin, {FEW:,} vectors', '', FEW / N))],
     Row('train', f'a training step of {FEW:,} vectors: nearest codes, running means, counts', lambda x: x[0](x[2]), codes_as_means, training, None,
         lambda x: x[1](x[2][None]), 'VectorQuantize, the same', 'vector_quantize_pytorch'),
-    Row('memory', WORK + ': largest resident set above inputs and output', lambda x: peak(), lambda x, ours, theirs: ours['right'], most=.064, unit='GB'),
+    Row('memory', WORK + ': largest resident set above inputs and output', lambda x: peak(torch.get_num_threads()), lambda x, ours, theirs: ours['right'], most=.064, unit='GB'),
 ]
 
 # Codebooks side by side

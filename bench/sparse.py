@@ -3,14 +3,13 @@
     python bench/sparse.py [--quick] [--rows forward] [--threads 2] [--out folder]
 
 spconv's CPU wheel gives wrong rows on more than one thread: it runs on one, and its row on all has no gate of its own."""
-import json, subprocess, sys
+import json, sys
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 
 import torch
 
-from harness import Row, machine, main
+from harness import Row, growth, machine, main, peak
 from sdfvq.conv import to_spconv
 from sdfvq.core import pack_keys
 from sdfvq.ops import conv, mirrored, neighbor_offsets, neighbors, neighbors_reference
@@ -146,21 +145,12 @@ def torch_backward(x): return with_gradients(lambda f, w: by_offset(f, w, x[4]),
 
 def product(x): return SQUARE @ SQUARE
 
-def peak(channels):
-    command = [sys.executable, __file__, '--peak', str(channels), str(torch.get_num_threads())]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
-
 def print_peak(channels, threads):
-    "What the resident set of this program grows by in a convolution, less its output; Linux begins to count anew on a 5."
+    "What a convolution takes beside its output."
     torch.set_num_threads(threads)
-    def status(key): return int(next(line.split()[1] for line in open('/proc/self/status') if line.startswith(key))) * 1024
     x = layer(THIRD, channels)
     conv(*x[:2], x[2][:100])    # threads and code are there now
-    Path('/proc/self/clear_refs').write_text('5')
-    before = status('VmRSS')
-    out = forward(x)
-    grown = status('VmHWM') - before - out.nbytes
+    out, grown = growth(lambda: forward(x))
     print(json.dumps(dict(GB=grown / 1e9, right=same_output(1e-5)(x, out, None))))
 
 SQUARE = torch.rand(2048, 2048)
@@ -186,7 +176,7 @@ ROWS = [
         lambda x: conv(x[0].float(), x[1].float(), x[2]), 'ours in fp32, with the conversion'),
     Row('map', f'kernel map of {len(torus(THIRD)):,} voxels', neighbors, same_map, lambda: torus(THIRD), None, sort_and_search,
         'torch: pack keys, sort, searchsorted of 27'),
-    Row('memory 64', work('', 64) + ': largest resident set above inputs and output', lambda x: peak(64),
+    Row('memory 64', work('', 64) + ': largest resident set above inputs and output', lambda x: peak(64, torch.get_num_threads()),
         lambda x, ours, theirs: ours['right'], most=.064, unit='GB'),
 ]
 
