@@ -26,18 +26,17 @@ from .core import MISSING, InputError, Transform
 from .mesh import READ, load_mesh, make_mesh, normalize, solids
 from .voxelize import SparseSDF, voxelize
 
-# %% ../nbs/41_data.ipynb #2ee5d667
+# %% ../nbs/41_data.ipynb #a323a932
 def collate(
     shapes: list,        # SparseSDFs of one resolution
     items: list = None,  # Their numbers in the dataset; None: 0, 1, …
 ) -> dict:
     "item (B,) int64, sparse_sdf (N,) float32, sparse_index (N,3) int32, batch_idx (N,) int64, batch_size B."
     if len(found := {s.resolution for s in shapes}) > 1: raise InputError(f"shapes of one batch must have one resolution, got {sorted(found)}")
-    counts = torch.tensor([len(s.coords) for s in shapes])
+    joined = lambda arrays: torch.from_numpy(np.concatenate(arrays))   # numpy's copy needs no threads, which workers contend for
     return dict(item=torch.as_tensor(range(len(shapes)) if items is None else items),
-                sparse_sdf=torch.cat([torch.as_tensor(s.sdf) for s in shapes]),
-                sparse_index=torch.cat([torch.as_tensor(s.coords) for s in shapes]),
-                batch_idx=torch.arange(len(shapes)).repeat_interleave(counts), batch_size=len(shapes))
+                sparse_sdf=joined([s.sdf for s in shapes]), sparse_index=joined([s.coords for s in shapes]),
+                batch_idx=torch.from_numpy(np.repeat(np.arange(len(shapes)), [len(s.coords) for s in shapes])), batch_size=len(shapes))
 
 # %% ../nbs/41_data.ipynb #cff1590a
 def synth_shapes(
@@ -396,7 +395,7 @@ class EqualBatches:
             steps += [batches[ranks[self.rank]] for ranks in order]
         return [steps[i] for i in rng.permutation(len(steps))]
 
-# %% ../nbs/41_data.ipynb #3e241eef
+# %% ../nbs/41_data.ipynb #76336581
 class ShapeLoader:
     "Batches of a dataset, each as (batch, batch): input and target."
     def __init__(self,
@@ -445,7 +444,7 @@ class ShapeLoader:
 
     def throughput(self) -> dict:
         "Of the epoch so far: shapes and voxels a second, and the share of time that the loader was waited for."
-        shapes, voxels, waited, worked = self._seen
+        shapes, voxels, waited, worked = self._seen.tolist()
         total = max(waited + worked, 1e-9)
         return dict(shapes=shapes / total, voxels=voxels / total, waited=waited / total)
 

@@ -82,10 +82,10 @@ def _drawn(things, n, seed):
     "`n` of the things, or all, in their order."
     return [things[i] for i in sorted(np.random.default_rng(seed).permutation(len(things))[:n])]
 
-# %% ../nbs/44_inspect.ipynb #b54a05dd
+# %% ../nbs/44_inspect.ipynb #f9a054ce
 def histogram(
     values,         # (N,) counts > 0
-    width: int = 30,
+    width: int = 12,   # Of the longest bar, in letters: a line of the page has room for it
 ) -> list:          # of (range, how many, bar)
     "How many values lie between a power of two and the next."
     if not len(values): return []
