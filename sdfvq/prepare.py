@@ -5,21 +5,23 @@
 # %% auto #0
 __all__ = ['Task', 'prepare_item', 'checksum', 'locked', 'Notes', 'make_rows', 'Summary', 'prepare']
 
-# %% ../nbs/40_prepare.ipynb #5f2b780c
+# %% ../nbs/40_prepare.ipynb #08a7a0e8
 import hashlib, json, os, re, time, zlib
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 from .core import InputError, check_output
-from .items import Item, captions, find_items, read_table, said, write_table
+from .items import Item, captions, find_items, read_table, said, volumetric, write_table
 from .mesh import box, load_mesh
 from .metrics import topology
+from .volume import organ_sdf, organs
 from .voxelize import planned, voxelize
 from .workers import disk_full, reason, run_ray, run_workers
 
-# %% ../nbs/40_prepare.ipynb #86ad7338
+# %% ../nbs/40_prepare.ipynb #11a39fd4
 @dataclass(frozen=True)
 class Task:
     "What a worker must know to prepare one item."
@@ -35,8 +37,9 @@ def prepare_item(task: Task):
     item, known, took = task.item, task.known, Counter()
     if item.error: raise InputError(item.error)
     with _timed(took, 'check'):
-        stamp = _stamp(item.path)
-        sha256 = known['sha256'] if known.get('stamp') == stamp else _sha256(item)
+        source = item.organ.path if item.organ else item.path
+        stamp = _stamp(source)
+        sha256 = known['sha256'] if known.get('stamp') == stamp else _sha256(item, source, str(stamp))
         had = known.get('made', {}) if known.get('sha256') == sha256 else {}
         files = {r: Path(task.out)/f'{sha256}_r{r}.npz' for r in task.resolutions}
         kept = {str(r): had[str(r)] for r, f in files.items() if str(r) in had and checksum(f) == [had[str(r)][k] for k in ('bytes', 'crc32')]}
@@ -45,13 +48,13 @@ def prepare_item(task: Task):
     if not files: return
     took = Counter()
     with _timed(took, 'read'):
-        mesh = load_mesh(item.path)
-        watertight = topology(mesh).watertight
+        mesh = None if item.organ else load_mesh(item.path)
+        watertight = item.organ is not None or topology(mesh).watertight
     yield dict(watertight=watertight, took=took)
     for r, path in files.items():
         took = Counter()
         try:
-            with _timed(took, 'voxelize'): sdf = voxelize(mesh, None, r, task.band, task.sign)
+            with _timed(took, 'voxelize'): sdf = organ_sdf(item.organ, r, task.band) if item.organ else voxelize(mesh, None, r, task.band, task.sign)
             with _timed(took, 'write'): size, crc = checksum(sdf.save(path, overwrite=True))
             yield dict(made={str(r): dict(points=len(sdf), sign=sdf.sign, bytes=size, crc32=crc)}, took=took)
         except Exception as e:
@@ -64,19 +67,29 @@ def _timed(took, stage):
     try: yield
     finally: took[stage] += time.perf_counter() - start
 
-def _parts(path):
-    "The files of a source: itself, or all in a folder."
-    return sorted(p for p in Path(path).iterdir() if p.is_file()) if os.path.isdir(path) else [Path(path)]
+def _parts(source):
+    "Its files: itself, or all in a folder."
+    return sorted(p for p in Path(source).iterdir() if p.is_file()) if os.path.isdir(source) else [Path(source)]
 
-def _stamp(path):
-    try: stats = [p.stat() for p in _parts(path)]
+def _stamp(source):
+    try: stats = [p.stat() for p in _parts(source)]
     except OSError as e: raise InputError(f"cannot be read ({e.strerror}); check the path") from e
     return [[s.st_size, s.st_mtime_ns] for s in stats]
 
-def _sha256(item):
-    "Of the source's bytes."
+def _sha256(item, source, stamp):
+    "Of the source's bytes; of several organs in one file, of that and what tells them apart."
+    whole = _digest(source, stamp)
+    return hashlib.sha256(f'{whole} {_organ(item)}'.encode()).hexdigest() if item.organ else whole
+
+def _organ(item):
+    "What tells an organ from all others of its item."
+    o = item.organ
+    return ' '.join(str(x) for x in (o.name, o.label, o.channel, Path(o.path).name)) if o else ''
+
+@lru_cache(maxsize=1)   # the organs of one file come one after the other
+def _digest(source, stamp):
     digest = hashlib.sha256()
-    for p in _parts(item.path):
+    for p in _parts(source):
         with open(p, 'rb') as f:
             while data := f.read(2**20): digest.update(data)
     return digest.hexdigest()
@@ -139,7 +152,7 @@ def _json(line):
 
 def _list(settings): return ', '.join(f'{k} {v}' for k, v in settings.items())
 
-# %% ../nbs/40_prepare.ipynb #c82daaa2
+# %% ../nbs/40_prepare.ipynb #01a297ac
 def make_rows(
     notes: list,        # (item, note) in the items' order
     resolutions: list,  # Of this run
@@ -158,7 +171,7 @@ def make_rows(
         if not first: continue
         made = note['made']
         row = rows[key] = {**rows.get(key, {}), **item.columns, 'sha256': note['sha256'], 'file': item.name, 'watertight': note.get('watertight', '')}
-        if item.columns.get('sha256', note['sha256']) != note['sha256']: row['given_sha256'] = item.columns['sha256']
+        if not item.organ and item.columns.get('sha256', note['sha256']) != note['sha256']: row['given_sha256'] = item.columns['sha256']
         for r in map(str, resolutions): row.update({f'r{r}_num_points': made[r]['points'] if r in made else '', f'r{r}_error': note['errors'].get(r, '')})
         if item.organ: row['organ'] = item.organ.name
         if made: row['sign'] = made[max(made, key=int)]['sign']
@@ -171,7 +184,7 @@ def make_rows(
     fields += [f'r{r}_{what}' for what in ('num_points', 'error') for r in sizes] + ['sign', 'watertight']
     return list(rows.values()), fields + [c for c in every if c not in fields]
 
-# %% ../nbs/40_prepare.ipynb #c47d3a3f
+# %% ../nbs/40_prepare.ipynb #f894d03e
 @dataclass
 class Summary:
     "What came of a run."
@@ -224,20 +237,20 @@ def prepare(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     workers = workers or cores
     options = dict(threads=max(cores // workers, 1) if ray is None else 1, timeout=timeout, memory=memory or .9 * _machine_memory() / workers)
-    run = (lambda tasks: run_workers(prepare_item, tasks, workers, **options)) if ray is None else \
-          (lambda tasks: run_ray(prepare_item, tasks, ray, **options))
+    run = (lambda work, tasks: run_workers(work, tasks, workers, **options)) if ray is None else \
+          (lambda work, tasks: run_ray(work, tasks, ray, **options))
     out, summary = Path(out), Summary()
     check_output(out/'.lock', overwrite=True)
     with locked(out):
         table = out/'metadata.csv'
         if table.exists() and not (out/'prepare.jsonl').exists(): raise InputError(f"output {out} has a metadata.csv that is not of `sdfvq prepare`; choose another folder with -o")
         before = read_table(table) if table.exists() else []
-        items = find_items(source, least)
+        items = _by_organ(find_items(source, least), run)
         for rest in out.glob('.*_r*-*.npz'): rest.unlink()      # of writers that were killed
         notes = Notes(out/'prepare.jsonl', dict(band=float(band), sign=sign))
         tasks = (Task(i, str(out.absolute()), tuple(resolutions), float(band), sign, notes.known.get(_key(i), {})) for i in items)
         try:
-            for task, parts, why in run(tasks):
+            for task, parts, why in run(prepare_item, tasks):
                 note, errors = _note(task, parts, why)
                 notes.add(note)
                 summary.items += 1
@@ -251,7 +264,18 @@ def prepare(
     summary.seconds = time.time() - start
     return summary
 
-def _key(item): return item.name, item.organ.name if item.organ else ''
+def _by_organ(items, run):
+    "Each volume replaced by its organs; an image, which has none, is left out. Workers look: a file may crash its reader."
+    volumes = list(dict.fromkeys(i.path for i in items if not i.error and volumetric(i.path)))
+    found = {path: (parts, why) for path, parts, why in run(organs, volumes)} if volumes else {}
+    out = []
+    for item in items:
+        parts, why = found.get(item.path, ([None], None))
+        out += [replace(item, error=why.removeprefix(f'{item.path}: '))] if why else [replace(item, organ=o) for o in parts]
+    if not out: raise InputError(f"{items[0].name}: an image without labels; give the label volume")
+    return out
+
+def _key(item): return item.name, _organ(item)
 
 def _note(task, parts, why):
     "What to keep of a worker's answer, and the errors of this run."
