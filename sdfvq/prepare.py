@@ -21,7 +21,7 @@ from .volume import organ_sdf, organs
 from .voxelize import planned, voxelize
 from .workers import disk_full, reason, run_ray, run_workers
 
-# %% ../nbs/40_prepare.ipynb #11a39fd4
+# %% ../nbs/40_prepare.ipynb #ddb138a7
 @dataclass(frozen=True)
 class Task:
     "What a worker must know to prepare one item."
@@ -40,7 +40,7 @@ def prepare_item(task: Task):
         source = item.organ.path if item.organ else item.path
         stamp = _stamp(source)
         sha256 = known['sha256'] if known.get('stamp') == stamp else _sha256(item, source, str(stamp))
-        had = known.get('made', {}) if known.get('sha256') == sha256 else {}
+        had = known.get('made', {})     # of other content: no file under the new name has their checksums
         files = {r: Path(task.out)/f'{sha256}_r{r}.npz' for r in task.resolutions}
         kept = {str(r): had[str(r)] for r, f in files.items() if str(r) in had and checksum(f) == [had[str(r)][k] for k in ('bytes', 'crc32')]}
     yield dict(sha256=sha256, stamp=stamp, kept=sorted(kept), made=kept, took=took, **({'watertight': known['watertight']} if kept else {}))

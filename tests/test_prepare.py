@@ -1,11 +1,11 @@
-"""`sdfvq prepare` as a process that is killed, starved of disk and run twice at once; a million rows; a Ray cluster that loses a worker."""
-import csv, os, signal, subprocess, sys, time
+"""`sdfvq prepare` as a process that is killed, starved of disk and run twice at once; a Ray cluster that loses a worker."""
+import os, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
 
-from sdfvq.items import find_items, read_table, write_table
-from sdfvq.mesh import blob, sphere
+from sdfvq.items import read_table
+from sdfvq.mesh import blob
 from sdfvq.prepare import locked, prepare
 
 COMMAND = [sys.executable, '-c', 'from sdfvq.cli import main; main()', 'prepare', 'in', '--resolutions', '16,32', '--workers', '2']
@@ -23,7 +23,7 @@ def start(folder, out, **kw): return subprocess.Popen([*COMMAND, '-o', out], cwd
 
 def state(out): return {p.name: p.read_bytes() for p in Path(out).iterdir() if p.suffix in ('.npz', '.csv')}
 
-def wait_for(what, seconds=60):
+def wait_for(what, seconds=300):
     end = time.time() + seconds
     while not what():
         assert time.time() < end, 'it did not happen'
@@ -72,18 +72,17 @@ def test_killed_worker_costs_its_item(folder):
 @linux
 def test_interrupted_run_leaves_its_table(folder):
     run = start(folder, 'out')
-    wait_for(lambda: len(list(folder.glob('out/*_r32.npz'))) > 2)
+    wait_for(lambda: len(list(folder.glob('out/*_r32.npz'))) > 1)
     run.send_signal(signal.SIGINT); run.communicate()
     assert run.returncode != 0 and 0 < len(read_table(folder/'out'/'metadata.csv')) < 17
     wait_for(lambda: not processes(folder, 'sdfvq.workers'), 10)
 
 def test_second_run_into_one_folder_is_refused(folder):
-    first = start(folder, 'out')
-    wait_for(lambda: list(folder.glob('out/*_r32.npz')))
-    second = start(folder, 'out'); said = second.communicate()[0]
+    (folder/'out').mkdir()
+    with locked(folder/'out'):
+        second = start(folder, 'out'); said = second.communicate()[0]
     assert second.returncode == 2 and 'another run is at work' in said and said.count('\n') == 1, said
-    first.communicate()
-    assert len(state(folder/'out')) == 33
+    assert not state(folder/'out')
 
 @linux
 def test_full_disk_stops_the_run(folder):
@@ -111,15 +110,10 @@ def test_own_columns_stay(folder):
     assert (rows['in/twin.ply']['captions'], rows['in/twin.ply']['other_files']) == ('["a", "b", "c"]', '["in/blob 03.ply"]')
     assert 'cannot be read (No such file' in rows['in/none.ply']['r16_error'] and 'no file' in rows['']['r16_error']
 
-def ray_test():
-    ray = pytest.importorskip('ray', reason='optional: pip install ray')
-    return ray
-
 @linux
 def test_ray_cluster_that_loses_a_worker(folder):
     "Two nodes on loopback; the process of one is killed while it works. The result is that of this machine alone, to the byte."
-    ray_test()
-    from ray.cluster_utils import Cluster
+    Cluster = pytest.importorskip('ray.cluster_utils', reason='optional: pip install ray').Cluster
     cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False))
     try:
         node = cluster.add_node(num_cpus=1)
