@@ -184,7 +184,7 @@ def make_rows(
     fields += [f'r{r}_{what}' for what in ('num_points', 'error') for r in sizes] + ['sign', 'watertight']
     return list(rows.values()), fields + [c for c in every if c not in fields]
 
-# %% ../nbs/40_prepare.ipynb #f894d03e
+# %% ../nbs/40_prepare.ipynb #af335851
 @dataclass
 class Summary:
     "What came of a run."
@@ -246,7 +246,7 @@ def prepare(
         if table.exists() and not (out/'prepare.jsonl').exists(): raise InputError(f"output {out} has a metadata.csv that is not of `sdfvq prepare`; choose another folder with -o")
         before = read_table(table) if table.exists() else []
         items = _by_organ(find_items(source, least), run)
-        for rest in out.glob('.*_r*-*.npz'): rest.unlink()      # of writers that were killed
+        _sweep(out)
         notes = Notes(out/'prepare.jsonl', dict(band=float(band), sign=sign))
         tasks = (Task(i, str(out.absolute()), tuple(resolutions), float(band), sign, notes.known.get(_key(i), {})) for i in items)
         try:
@@ -260,9 +260,14 @@ def prepare(
             ended = [(i, notes.known[_key(i)]) for i in items if _key(i) in notes.known]
             write_table(*make_rows(ended, resolutions, before), table)
             notes.file.close()
+            _sweep(out)
     summary.same = len(ended) - len({n['sha256'] or i.name for i, n in ended})
     summary.seconds = time.time() - start
     return summary
+
+def _sweep(out):
+    "Removes what writers left that were killed."
+    for rest in out.glob('.*_r*-*.npz'): rest.unlink(missing_ok=True)
 
 def _by_organ(items, run):
     "Each volume replaced by its organs; an image, which has none, is left out. Workers look: a file may crash its reader."
