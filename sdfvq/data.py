@@ -485,7 +485,7 @@ def _joined(samples):
     if captions: batch['caption'] = list(captions[0])
     return batch, skipped
 
-# %% ../nbs/41_data.ipynb #3633e0b6
+# %% ../nbs/41_data.ipynb #d35d24d3
 def shape_dataloaders(
     train: ShapeDataset,
     valid: ShapeDataset = None,  # None: a tenth of `train`, at least one shape, taken out of it
@@ -495,7 +495,7 @@ def shape_dataloaders(
     device=None,                 # None: where batches are made, the CPU
     max_voxels: int = None,      # Budget of a batch, in voxels
     rank: int = 0, world: int = 1, # Training batches of one process of several
-) -> 'DataLoaders':
+):  # fastai `DataLoaders`
     "Sparse batches for a fastai `Learner`."
     from fastai.data.core import DataLoaders    # datasets and loaders do without
     order = np.random.default_rng(seed).permutation(len(train))
