@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['WIDEST', 'FEWEST', 'nearest_code_triton']
 
-# %% ../nbs/28_nearest.ipynb #ed31c3cf
+# %% ../nbs/28_nearest.ipynb #c0c0a677
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .ops import check_nearest, nearest_code, nearest_code_reference
-if triton.__version__.startswith('3.6.'): from sdfvq.screen import screen_hopper   # the Gluon it is written in changes with Triton
+if triton.__version__.startswith('3.6.'): from sdfvq.hopper import screen_hopper   # the Gluon it is written in changes with Triton
 else: screen_hopper = None
 
 # %% ../nbs/28_nearest.ipynb #9914b383
@@ -133,7 +133,7 @@ def _settle(x, codebook, todo, out, k, C: tl.constexpr, PART: tl.constexpr, BLOC
             least = tl.minimum(least, best)
         tl.store(out + row, index.to(tl.int64))
 
-# %% ../nbs/28_nearest.ipynb #7fd15be0
+# %% ../nbs/28_nearest.ipynb #fe20ad1e
 WIDEST = 256     # channels that a program holds; wider vectors take the reference
 FEWEST = 2**15   # vectors: below, there are not enough of Hopper's large tiles for all multiprocessors
 
@@ -154,7 +154,7 @@ def nearest_code_triton(x: Tensor, codebook: Tensor, programs: int = 2048) -> Te
     middle = finite.mean(0)
     centred = finite - middle
     order = torch.cat([centred.square().sum(1).argsort(stable=True).int(), codebook.new_zeros(room - k, dtype=torch.int32)])
-    order = order.view(-1, 32, 4).mT.flatten()                  # four of nearly one length share a column of `screen`
+    order = order.view(-1, 32, 4).mT.flatten()                  # four of nearly one length share a column of `screen_hopper`
     largest, (high, low) = centred.abs().amax(), codebook.new_empty(2, room, channels, dtype=torch.float16)
     half, most, lists = codebook.new_empty(room), codebook.new_zeros(3), torch.empty(2, n + 1, dtype=torch.int32, device=x.device)
     lists[:, 0] = 0
