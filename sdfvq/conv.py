@@ -7,7 +7,7 @@ __all__ = ['BACKENDS', 'TOLERANCE', 'to_spconv', 'from_spconv', 'to_torchsparse'
            'conv_backend', 'load_backend', 'backend_version', 'prove_backend', 'subm_conv', 'SubmConv3d',
            'SparseGroupNorm', 'SparseSiLU', 'SparseLinear', 'DownBlock', 'UpBlock']
 
-# %% ../nbs/21_conv.ipynb #e31899ac
+# %% ../nbs/21_conv.ipynb #640d3729
 import copy, ctypes, functools, math, os, sys, threading
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .core import InputError
-from .ops import conv, join
+from .ops import conv, group_norm, join
 from .sparse import SparseTensor, pool, subdivide, upsample
 
 # %% ../nbs/21_conv.ipynb #ae80a82d
@@ -247,14 +247,19 @@ class SubmConv3d(nn.Module):
     ) -> SparseTensor:
         return subm_conv(x, self.conv['kernel'], self.conv['bias'], at=at)
 
-# %% ../nbs/21_conv.ipynb #f070b120
+# %% ../nbs/21_conv.ipynb #478b1c8d
 class SparseGroupNorm(nn.GroupNorm):
-    "`nn.GroupNorm` over all voxels of each item, computed in fp32."
+    "`nn.GroupNorm` over all voxels of each item, computed in fp32, and SiLU of it if asked."
+    def __init__(self,
+        groups: int,         # Of channels
+        channels: int,
+        silu: bool = False,  # Is SiLU to follow?
+    ):
+        super().__init__(groups, channels)
+        self.silu = silu
+
     def forward(self, x: SparseTensor) -> SparseTensor:
-        feats = x.feats.float()
-        items = [torch.group_norm(f.T[None], self.num_groups, self.weight.float(), self.bias.float(), self.eps)[0].T if len(f) else f
-                 for f in feats.split(x.counts.tolist())]
-        return x.replace(torch.cat(items).to(x.dtype) if items else x.feats)
+        return x.replace(group_norm(x.feats, x.offsets, self.weight, self.bias, self.num_groups, self.eps, self.silu)[0])
 
 class SparseSiLU(nn.SiLU):
     "`nn.SiLU` on the features."
@@ -264,7 +269,7 @@ class SparseLinear(nn.Linear):
     "`nn.Linear` on the features."
     def forward(self, x: SparseTensor) -> SparseTensor: return x.replace(super().forward(x.feats))
 
-# %% ../nbs/21_conv.ipynb #6c677107
+# %% ../nbs/21_conv.ipynb #18d421ea
 class DownBlock(nn.Module):
     "SiLU(GN(x)) pooled → conv, GN, SiLU, conv; plus a 1×1×1 shortcut of the pooled input. Half the resolution."
     def __init__(self,
@@ -275,8 +280,8 @@ class DownBlock(nn.Module):
     ):
         super().__init__()
         self.plus_one = plus_one
-        self.act_layers = nn.Sequential(SparseGroupNorm(groups, c_in), SparseSiLU())
-        self.out_layers = nn.Sequential(SubmConv3d(c_in, c_out), SparseGroupNorm(groups, c_out), SparseSiLU(), SubmConv3d(c_out, c_out))
+        self.act_layers = nn.Sequential(SparseGroupNorm(groups, c_in, silu=True), nn.Identity())   # the place that SiLU has in checkpoints' names
+        self.out_layers = nn.Sequential(SubmConv3d(c_in, c_out), SparseGroupNorm(groups, c_out, silu=True), nn.Identity(), SubmConv3d(c_out, c_out))
         self.skip_connection = SubmConv3d(c_in, c_out, 1)
 
     def forward(self, x: SparseTensor) -> SparseTensor:

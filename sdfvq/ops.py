@@ -6,7 +6,8 @@
 __all__ = ['ext', 'on_cpu', 'BLOCK_ELEMENTS', 'CODE_ELEMENTS', 'load_extension', 'kernels_for', 'first_cuda', 'neighbor_offsets',
            'neighbors', 'neighbors_reference', 'sorted_keys', 'gather_blocks', 'gather_blocks_reference', 'mirrored',
            'conv', 'check_conv', 'conv_reference', 'conv_weight', 'check_conv_weight', 'conv_weight_reference', 'join',
-           'join_reference', 'nearest_code', 'check_nearest', 'nearest_code_reference']
+           'join_reference', 'nearest_code', 'check_nearest', 'nearest_code_reference', 'group_norm',
+           'check_group_norm', 'group_norm_reference', 'group_norm_grad', 'group_norm_grad_reference']
 
 # %% ../nbs/01_ops.ipynb #79e29f6f
 import importlib.util, sys, warnings
@@ -285,3 +286,92 @@ if hasattr(ext, 'nearest_code'):
     def _(x, codebook):
         check_nearest(x, codebook)
         return torch.from_numpy(ext.nearest_code(x.float().contiguous().numpy(), codebook.float().contiguous().numpy(), torch.get_num_threads()))
+
+# %% ../nbs/01_ops.ipynb #48febb06
+@torch.library.custom_op('sdfvq::group_norm', mutates_args=())
+def group_norm(
+    x: Tensor,           # (N,C), any floating dtype; computed in fp32 or better
+    offsets: Tensor,     # (B+1,) int64: item b has the rows offsets[b] to offsets[b+1]
+    weight: Tensor,      # (C,)
+    bias: Tensor,        # (C,)
+    groups: int,         # Of channels; divides C
+    eps: float = 1e-5,   # Added to the variance
+    silu: bool = False,  # Is SiLU to follow?
+) -> tuple[Tensor, Tensor, Tensor]:
+    "Normalised features (N,C) in the dtype of `x`; mean and 1/deviation (B,C), fp32 or better, 0 for an item without rows."
+    return first_cuda(group_norm, group_norm_reference, x, offsets, weight, bias, groups, eps, silu, module='norm')
+
+def check_group_norm(x, offsets, weight, bias, groups):
+    "`InputError` where features, weights and groups do not fit."
+    if x.dim() != 2 or weight.shape != x.shape[1:] or bias.shape != x.shape[1:]:
+        raise InputError(f"x must be (N,C), weight and bias (C,), got {tuple(x.shape)}, {tuple(weight.shape)} and {tuple(bias.shape)}")
+    if groups < 1 or x.shape[1] % groups: raise InputError(f"groups must divide the {x.shape[1]} channels, got {groups}")
+
+def _items(offsets, *rows): return zip(*(r.split(offsets.diff().tolist()) for r in rows))
+def _over_group(values, groups): return values.view(len(values), groups, -1).mean((0, 2)).repeat_interleave(values.shape[1] // groups)
+
+def group_norm_reference(x: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float = 1e-5, silu: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    "What `group_norm` means: one item after the other."
+    check_group_norm(x, offsets, weight, bias, groups)
+    kind = torch.promote_types(x.dtype, torch.float32)
+    y, mean = torch.empty_like(x), x.new_zeros(len(offsets) - 1, x.shape[1], dtype=kind)
+    rstd = torch.zeros_like(mean)
+    for i, (rows, out) in enumerate(_items(offsets, x, y)):
+        if not len(rows): continue
+        mean[i] = _over_group(rows := rows.to(kind), groups)
+        rows = rows - mean[i]
+        rstd[i] = (_over_group(rows.square(), groups) + eps).rsqrt()
+        z = torch.addcmul(bias.to(kind), rows, rstd[i] * weight.to(kind))
+        out.copy_(F.silu(z) if silu else z)
+    return y, mean, rstd
+
+@group_norm.register_fake
+def _(x, offsets, weight, bias, groups, eps=1e-5, silu=False):
+    mean = x.new_empty(len(offsets) - 1, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+    return torch.empty_like(x), mean, torch.empty_like(mean)
+
+@torch.library.custom_op('sdfvq::group_norm_grad', mutates_args=())
+def group_norm_grad(
+    grad: Tensor,        # (N,C) of the normalised features
+    x: Tensor,           # What `group_norm` was given, and the mean and 1/deviation that it gave
+    offsets: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    groups: int,
+    silu: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    "Gradients of `x`, `weight` and `bias`, in their dtypes."
+    return first_cuda(group_norm_grad, group_norm_grad_reference, grad, x, offsets, weight, bias, mean, rstd, groups, silu, module='norm')
+
+def group_norm_grad_reference(grad: Tensor, x: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor,
+                              groups: int, silu: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    "What `group_norm_grad` means: dx = (g·w − mean(g·w) − ẑ · mean(g·w·ẑ)) / deviation, ẑ standardised, g the gradient of ẑ·w + b; dw = Σ g·ẑ, db = Σ g."
+    w, b = weight.to(mean.dtype), bias.to(mean.dtype)
+    dx, dw, db = torch.empty_like(x), mean.new_zeros(x.shape[1]), mean.new_zeros(x.shape[1])
+    for i, (g, rows, out) in enumerate(_items(offsets, grad, x, dx)):
+        if not len(rows): continue
+        g, hat = g.to(mean.dtype), (rows.to(mean.dtype) - mean[i]) * rstd[i]
+        if silu:
+            z = torch.addcmul(b, hat, w); s = z.sigmoid()
+            g = g * s * (1 + z * (1 - s))
+        dw += (g * hat).sum(0); db += g.sum(0)
+        g = g * w
+        out.copy_((g - _over_group(g, groups) - hat * _over_group(g * hat, groups)) * rstd[i])
+    return dx, dw.to(weight.dtype), db.to(bias.dtype)
+
+@group_norm_grad.register_fake
+def _(grad, x, offsets, weight, bias, mean, rstd, groups, silu=False): return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+
+def _keep_norm(ctx, inputs, output):
+    x, offsets, weight, bias, ctx.groups, _, ctx.silu = inputs
+    ctx.save_for_backward(x, offsets, weight, bias, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+def _norm_backward(ctx, grad, *_):
+    x, offsets, weight, bias, mean, rstd = ctx.saved_tensors
+    dx, dw, db = group_norm_grad(grad, x, offsets, weight, bias, mean, rstd, ctx.groups, ctx.silu)
+    return dx, None, dw, db, None, None, None
+
+group_norm.register_autograd(_norm_backward, setup_context=_keep_norm)

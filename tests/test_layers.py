@@ -27,6 +27,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'sign':      Only({'core', 'ops', 'geometry', 'faces'}),
     'solid':     Only({'core', 'faces', 'sign'}),
     'nearest':   Only({'core', 'ops', 'hopper'}),
+    'norm':      Only({'core', 'ops', 'kernels'}),
     'mesh':      MODELS,
     'voxelize':  MODELS | {'sparse'},
     'volume':    MODELS | {'sparse'},
@@ -64,7 +65,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
 CORE_NEVER = {'fastai', 'transformers'}                     # `Only` speaks of our modules; core has this besides
 ALONE = {'transformers': {'vl'}, 'peft': {'vl'},            # package: the only modules that import it
          'spconv': {'conv'}, 'torchsparse': {'conv'}}
-LATE = {('ops', 'kernels'), ('ops', 'nearest'), ('ops', 'cuda'), ('kernels', 'hopper'),   # loads of a later room, by name at the first CUDA call
+LATE = {('ops', 'kernels'), ('ops', 'nearest'), ('ops', 'norm'), ('ops', 'cuda'), ('kernels', 'hopper'),   # loads of a later room, by name at the first CUDA call
         ('voxelize', 'compact')}                                                                     # or at the first such file
 FREE = {'_C', '_cuda'}                                      # the extensions are no rooms
 
