@@ -6,7 +6,7 @@
 __all__ = ['presets', 'SHELL', 'VQVAEConfig', 'preset', 'SparseSDFEncoder', 'SparseSDFDecoder', 'halos', 'inside', 'cubes',
            'full_grid', 'fill']
 
-# %% ../nbs/25_autoencoder.ipynb #a7905fe1
+# %% ../nbs/25_autoencoder.ipynb #1ebeb991
 from dataclasses import dataclass, fields
 from itertools import groupby
 
@@ -19,8 +19,9 @@ from .attention import TransformerBlock, position_embedding, windows
 from .conv import DownBlock, SparseLinear, SubmConv3d, UpBlock, chosen_backend, conv_backend
 from .core import InputError
 from .sparse import SparseTensor, prune as cut
+from .weights import check_names
 
-# %% ../nbs/25_autoencoder.ipynb #b1d12c01
+# %% ../nbs/25_autoencoder.ipynb #f0e3ee85
 @dataclass(frozen=True)
 class VQVAEConfig:
     "What decides the shape of a model. Everything that changes a weight's shape or meaning is here and in the checkpoint."
@@ -88,8 +89,7 @@ class VQVAEConfig:
     @classmethod
     def from_dict(cls, d: dict) -> 'VQVAEConfig':
         "From a checkpoint's JSON; unknown keys are errors."
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(d) - known): raise InputError(f"unknown model settings {unknown}; known are {sorted(known)}")
+        check_names(d, {f.name for f in fields(cls)}, 'model settings')
         return cls(**d)
 
 # %% ../nbs/25_autoencoder.ipynb #f8d034f6

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['DEAD', 'KINDS', 'VectorQuantizer', 'ResidualVQ', 'SimVQ', 'make_quantizer']
 
-# %% ../nbs/30_quantize.ipynb #1e28e195
+# %% ../nbs/30_quantize.ipynb #18799ed2
 import warnings
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .codebook import PER_CODE, History, code_sums, codebook_health, far_rows, kmeans, quantizer_health
+from .codebook import PER_CODE, History, code_sums, far_rows, kmeans
+from .codebook import codebook_health, expected_usage, quantizer_health   # of this room, though they stand there
 from .core import InputError
 from .fsq import FSQ
 from .ops import nearest_code
