@@ -21,7 +21,7 @@ from .core import InputError
 from .sparse import SparseTensor, prune as cut
 from .weights import check_names
 
-# %% ../nbs/25_autoencoder.ipynb #f0e3ee85
+# %% ../nbs/25_autoencoder.ipynb #4fded0f3
 @dataclass(frozen=True)
 class VQVAEConfig:
     "What decides the shape of a model. Everything that changes a weight's shape or meaning is here and in the checkpoint."
@@ -52,6 +52,10 @@ class VQVAEConfig:
     grouping: bool = False              # ours: ShapeLLM-Omni's 1,024 tokens of 32 channels, on a full grid of 16³ × 8
 
     def __post_init__(self):
+        counts = {f.name: getattr(self, f.name) for f in fields(self) if f.type in (int, int | None)}
+        if bad := {k: v for k, v in counts.items() if v is not None and not (isinstance(v, int) and v >= ('num_blocks' not in k))}:
+            raise InputError(f"model settings must be whole numbers of at least 1, got {bad}")
+        if not self.band > 0: raise InputError(f"band must be above 0, got {self.band}")
         if self.factor < 2 or self.factor & (self.factor - 1): raise InputError(f"factor must be a power of two >= 2, got {self.factor}")
         for side in ('encoder', 'decoder'):
             width = getattr(self, f'model_channels_{side}')

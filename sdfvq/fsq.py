@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .core import InputError
 from .quantizer import Quantizer, Straight, as_first, gap
 
-# %% ../nbs/27_fsq.ipynb #cd239265
+# %% ../nbs/27_fsq.ipynb #d8678ed7
 def fsq_levels(
     num_codes: int,     # At most so many combinations
     channels: int = 64, # At most so many levels
@@ -31,13 +31,17 @@ class FSQ(Quantizer):
     def __init__(self,
         num_codes: int = 8192,     # At most
         dim: int = 64,             # C
-        standardise: bool = False, # Squash in units of the inputs' running mean and deviation
+        standardise: bool = True,  # Squash in units of the inputs' running mean and deviation: elsewhere tanh sees all of them as one
     ):
         super().__init__(num_codes, dim, standardise)
         self.levels = fsq_levels(num_codes, dim)
         self.num_codes, n = math.prod(self.levels), len(self.levels)
         self.projected = n != dim
         self.inward, self.outward = (nn.Linear(dim, n), nn.Linear(n, dim)) if self.projected else (nn.Identity(), nn.Identity())
+        if self.projected:   # as wide as the inputs, that all levels are in use, and back again
+            nn.init.orthogonal_(self.inward.weight)
+            with torch.no_grad(): self.outward.weight.copy_(self.inward.weight.T)
+            for half in (self.inward, self.outward): nn.init.zeros_(half.bias)
         place = torch.tensor([math.prod(self.levels[i + 1:]) for i in range(n)])
         for name, value in dict(place=place, size=torch.tensor(self.levels)).items(): self.register_buffer(name, value, persistent=False)
 

@@ -19,7 +19,7 @@ from .fsq import FSQ
 from .ops import nearest_code
 from .quantizer import ESTIMATORS, Quantizer, as_first, gap, gumbel, joint
 
-# %% ../nbs/30_quantize.ipynb #bc341de8
+# %% ../nbs/30_quantize.ipynb #ce283b2b
 DEAD = 0.2   # share of a code's fair part below which it is moved
 
 class VectorQuantizer(Quantizer):
@@ -147,6 +147,7 @@ class VectorQuantizer(Quantizer):
         n, rest = len(h.hits), x
         for l in range(self.depth):   # codebooks of their own have all K codes for a depth, a shared one a part for each
             first, last = (0, self.num_codes) if n > 1 else (self.num_codes * l // self.depth, self.num_codes * (l + 1) // self.depth)
+            if first == last: continue   # fewer codes than depths
             codes = kmeans(rest, last - first, steps, seed + l)
             self._write(l % n, slice(first, last), codes)
             near = nearest_code(rest, codes)

@@ -144,7 +144,7 @@ def gap(
     "Mean squared difference over all elements; 0 where there are none."
     return F.mse_loss(a, b, reduction='sum') / max(a.numel(), 1)
 
-# %% ../nbs/26_quantizer.ipynb #29ce0ef6
+# %% ../nbs/26_quantizer.ipynb #a35e4bac
 class Quantizer(nn.Module):
     "The frame of all quantizers: a kind adds `_quantize`, `_codes_at` and, where it needs one, a `start`."
     depth, flat = 1, True   # L; are the indices (N,), not (N,L)?
@@ -170,14 +170,15 @@ class Quantizer(nn.Module):
             return Quantized(self._back(q).to(x.dtype), indices, losses)
 
     def decode(self,
-        indices: Tensor,  # (...) int64 in [0, K); (...,l) of a residual quantizer, of its first l depths
+        indices: Tensor,  # (...) whole numbers in [0, K); (...,l) of a residual quantizer, of its first l depths
     ) -> Tensor:          # (...,C)
         "The codes at `indices`."
         if not self.flat and not 1 <= indices.shape[-1] <= self.depth:
             raise InputError(f"indices must be (...,l) for 1 to {self.depth} depths, got ({','.join(map(str, indices.shape))})")
+        if indices.is_floating_point() or indices.dtype == torch.bool: raise InputError(f"indices must be whole numbers, got {indices.dtype}")
         if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= self.num_codes):
             raise InputError(f"indices must lie in [0, {self.num_codes}), got values from {int(indices.min())} to {int(indices.max())}")
-        with torch.autocast(indices.device.type, enabled=False): return self._back(self._codes_at(indices))
+        with torch.autocast(indices.device.type, enabled=False): return self._back(self._codes_at(indices.long()))   # bytes would be taken for a mask
 
     def _observe(self, x):
         if self.units: self.units.follow(x)
