@@ -6,7 +6,8 @@
 The peers: pip install faiss-cpu==1.15.1 vector-quantize-pytorch==1.32.0
 
 With --latents two codebooks, ours and the peer's, learn from the same batches in the same order, and serve vectors that neither saw. FILE is
-one of `torch.save`, or .npz, with "train" (N,C) and "val" (M,C), an encoder's vectors of the shapes to learn from and of others."""
+one of `torch.save`, or .npz, with "train" (N,C) and "val" (M,C), an encoder's vectors of the shapes to learn from and of others. M may be
+any number: it bounds what usage can show, so beside usage stands that of M vectors drawn as often from each code as the training vectors use it."""
 import argparse, json, sys, time
 from functools import cache, partial
 from importlib import import_module
@@ -17,7 +18,7 @@ import torch
 
 from harness import Row, growth, machine, main, peak
 from sdfvq.ops import nearest_code
-from sdfvq.quantize import VectorQuantizer, codebook_health
+from sdfvq.quantize import VectorQuantizer, codebook_health, expected_usage
 
 PEERS = dict(faiss='faiss-cpu', vector_quantize_pytorch='vector-quantize-pytorch')  # module → package
 N, K, C = 100_000, 8192, 64
@@ -113,15 +114,25 @@ def batches(train, steps, batch, seed=0):
     g = torch.Generator().manual_seed(seed)
     for _ in range(steps): yield train[torch.randint(len(train), (batch,), generator=g).to(train.device)]
 
+def uses(x, codes):
+    "How often each code is the nearest (K,), and the mean squared difference; of any number of vectors, in parts."
+    counts, error = torch.zeros(len(codes), dtype=torch.int64), 0.
+    for part in x.split(2**20):
+        part = part.float().to(codes.device)
+        near = nearest_code(part, codes)
+        counts += near.cpu().bincount(minlength=len(codes))
+        error += (part - codes[near]).square().sum(dtype=torch.float64).item()
+    return counts, error / x.numel()
+
 def codebooks(
     train, held,      # (N,C), (M,C) vectors: to learn from, and of other shapes
     num_codes=8192,   # K
     steps=200,        # Batches to learn from
     batch=8192,       # Vectors in each
     device='cpu',
-) -> list:            # one dict each: name, usage, perplexity / K, error (mean square over all elements), share of the peer's error, seconds
+) -> list:            # one dict each: name, usage, expected usage, perplexity / K, error (mean square over all elements), share of the peer's error, seconds
     "What codebooks make of vectors they never saw, after the same batches of the same seed."
-    train, held = train.float().to(device), held.float().to(device)
+    train = train.float().to(device)
     dim, found = train.shape[1], []
     peer = partial(their_quantizer, kmeans_init=True, threshold_ema_dead_code=2)
     for name, make, codes_of in (
@@ -133,23 +144,24 @@ def codebooks(
         with torch.no_grad():
             for x in batches(train, steps, batch): q(x if 'ours' in name else x[None])
             codes = codes_of(q).detach().contiguous()
-            near = nearest_code(held, codes)
-        h = codebook_health(near.cpu().bincount(minlength=num_codes))
-        error = (held - codes[near]).square().mean().item()
-        found.append(dict(name=name, usage=h['usage'], perplexity=h['perplexity'] / num_codes, error=error, seconds=time.perf_counter() - start))
+        (counts, error), seconds = uses(held, codes), time.perf_counter() - start
+        h, expected = codebook_health(counts), expected_usage(uses(train, codes)[0], len(held))
+        found.append(dict(name=name, usage=h['usage'], expected=expected, perplexity=h['perplexity'] / num_codes, error=error, seconds=seconds))
         found[-1]['share'] = error / found[0]['error']
         print(found[-1], file=sys.stderr, flush=True)
     return found
 
 def page(facts, rows):
-    head = ['codebook', 'usage', 'perplexity / K', 'error', "share of the first's", 'seconds']
-    lines = [head, ['---'] * len(head), *[[r['name'], f"{r['usage']:.2%}", f"{r['perplexity']:.3f}", f"{r['error']:.5g}", f"{r['share']:.3f}", f"{r['seconds']:.0f}"]
-                                          for r in rows]]
+    head = ['codebook', f"usage by {facts['a_code']} vectors a code", 'so many drawn as in training', 'perplexity / K', 'error', "share of the first's", 'seconds']
+    shown = dict(usage='.2%', expected='.2%', perplexity='.3f', error='.5g', share='.3f', seconds='.0f')
+    lines = [head, ['---'] * len(head), *[[r['name'], *[format(r[k], v) for k, v in shown.items()]] for r in rows]]
     ours = rows[-1]
     met = dict(usage=ours['usage'] >= GOALS['usage'], perplexity=ours['perplexity'] >= GOALS['perplexity'], error=ours['share'] <= GOALS['error'])
     said = ', '.join(f"{k} {'≤' if k == 'error' else '≥'} {v:g} {'met' if met[k] else 'missed'}" for k, v in GOALS.items())
     return '\n'.join(['# Codebooks from the same batches, on vectors of other shapes', '', ', '.join(f'{k} {v}' for k, v in facts.items()) + '.', '',
-                      *[f"| {' | '.join(cells)} |" for cells in lines], '', f'Goals: {said}.', ''])
+                      *[f"| {' | '.join(cells)} |" for cells in lines], '',
+                      'A usage about that of as many vectors drawn from the training histogram is what so few can show; below it are codes that only the training shapes use.',
+                      '', f'Goals: {said}.', ''])
 
 def side_by_side(argv):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -160,7 +172,8 @@ def side_by_side(argv):
     a = p.parse_args(argv)
     z = {k: torch.from_numpy(v) for k, v in np.load(a.latents).items()} if a.latents.suffix == '.npz' else torch.load(a.latents, weights_only=True)
     rows = codebooks(z['train'], z['val'], a.codes, a.steps, a.batch, a.device)
-    facts = dict(K=a.codes, C=z['train'].shape[1], train=f"{len(z['train']):,}", held_out=f"{len(z['val']):,}", steps=a.steps, batch=f'{a.batch:,}')
+    facts = dict(K=a.codes, C=z['train'].shape[1], train=f"{len(z['train']):,}", held_out=f"{len(z['val']):,}",
+                 a_code=f"{len(z['val']) / a.codes:.1f}", steps=a.steps, batch=f'{a.batch:,}')
     print(text := page(facts, rows))
     if a.out:
         a.out.mkdir(parents=True, exist_ok=True)

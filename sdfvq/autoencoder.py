@@ -6,7 +6,7 @@
 __all__ = ['presets', 'SHELL', 'VQVAEConfig', 'preset', 'SparseSDFEncoder', 'SparseSDFDecoder', 'halos', 'inside', 'cubes',
            'full_grid', 'fill']
 
-# %% ../nbs/25_autoencoder.ipynb #a7905fe1
+# %% ../nbs/25_autoencoder.ipynb #1ebeb991
 from dataclasses import dataclass, fields
 from itertools import groupby
 
@@ -19,8 +19,9 @@ from .attention import TransformerBlock, position_embedding, windows
 from .conv import DownBlock, SparseLinear, SubmConv3d, UpBlock, chosen_backend, conv_backend
 from .core import InputError
 from .sparse import SparseTensor, prune as cut
+from .weights import check_names
 
-# %% ../nbs/25_autoencoder.ipynb #b1d12c01
+# %% ../nbs/25_autoencoder.ipynb #4fded0f3
 @dataclass(frozen=True)
 class VQVAEConfig:
     "What decides the shape of a model. Everything that changes a weight's shape or meaning is here and in the checkpoint."
@@ -51,6 +52,10 @@ class VQVAEConfig:
     grouping: bool = False              # ours: ShapeLLM-Omni's 1,024 tokens of 32 channels, on a full grid of 16³ × 8
 
     def __post_init__(self):
+        counts = {f.name: getattr(self, f.name) for f in fields(self) if f.type in (int, int | None)}
+        if bad := {k: v for k, v in counts.items() if v is not None and not (isinstance(v, int) and v >= ('num_blocks' not in k))}:
+            raise InputError(f"model settings must be whole numbers of at least 1, got {bad}")
+        if not self.band > 0: raise InputError(f"band must be above 0, got {self.band}")
         if self.factor < 2 or self.factor & (self.factor - 1): raise InputError(f"factor must be a power of two >= 2, got {self.factor}")
         for side in ('encoder', 'decoder'):
             width = getattr(self, f'model_channels_{side}')
@@ -88,8 +93,7 @@ class VQVAEConfig:
     @classmethod
     def from_dict(cls, d: dict) -> 'VQVAEConfig':
         "From a checkpoint's JSON; unknown keys are errors."
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(d) - known): raise InputError(f"unknown model settings {unknown}; known are {sorted(known)}")
+        check_names(d, {f.name for f in fields(cls)}, 'model settings')
         return cls(**d)
 
 # %% ../nbs/25_autoencoder.ipynb #f8d034f6

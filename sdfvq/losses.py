@@ -110,7 +110,7 @@ def prune_loss(
         return F.binary_cross_entropy_with_logits(logits.feats.float(), child_targets(logits, finer).float())
     return sum(loss(*head) for head in heads) / len(heads)
 
-# %% ../nbs/33_losses.ipynb #12bbeab3
+# %% ../nbs/33_losses.ipynb #fe0d7583
 class VQVAELoss:
     "Total loss of a `SparseSDFVQVAE`'s output; its parts stay in `parts`, by name, unweighted."
     def __init__(self,
@@ -125,6 +125,7 @@ class VQVAELoss:
     ):
         self.weights = dict(recon=1.0, extra=lambda_extra, sharp=lambda_sharp, prune=lambda_prune, codebook=lambda_vq, commitment=lambda_commitment)
         if bad := {k: v for k, v in self.weights.items() if not 0 <= v < math.inf}: raise InputError(f"weights of a loss must be finite and >= 0, got {bad}")
+        distance(*[torch.zeros(0, 1)] * 2, loss_type)   # refuses a name that it does not know
         if extra_side not in SIDES: raise InputError(f"extra_side must be one of {', '.join(SIDES)}, got {extra_side!r}")
         self.loss_type, self.extra_side, self.sharp_angle, self.parts = loss_type, extra_side, sharp_angle, {}
 

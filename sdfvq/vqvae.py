@@ -22,7 +22,7 @@ from .quantize import make_quantizer
 from .sparse import SparseTensor, ancestors, batch_tensor, child_targets, prune as cut
 from .weights import check_names, load_weights, read_weights, under
 
-# %% ../nbs/31_vqvae.ipynb #8107cd27
+# %% ../nbs/31_vqvae.ipynb #03185783
 class SparseSDFVQVAE(nn.Module):
     "Sparse SDF → ids → sparse SDF. Loss parts for the codebook come with the output; reconstruction is compared in `losses`."
     def __init__(self,
@@ -99,8 +99,7 @@ class SparseSDFVQVAE(nn.Module):
             if len(ids) % 1024: raise InputError(f"with grouping there must be 1,024 ids for each shape, got {len(ids)}")
             coords = full_grid(len(ids) // 1024, self.config.resolution, ids.device)
         if coords is None: raise InputError("ids without places cannot be decoded: give coords (M,4), or one SparseTensor of ids")
-        ids = ids[:, :depth].long()
-        feats = self.quantizer.decode(ids[:, 0] if self.config.depth == 1 else ids)
+        feats = self.quantizer.decode(ids[:, 0] if self.config.depth == 1 else ids[:, :depth])
         return self.decode_continuous(feats.view(-1, self.config.embed_dim), coords, prune=prune, **options)
 
     def decode_continuous(self,
@@ -113,6 +112,7 @@ class SparseSDFVQVAE(nn.Module):
         batch_size: int | None = None,   # B; None: the last batch index + 1
     ) -> SparseTensor:                   # (N,1), N = M·factor³ unless pruned
         "The SDF that latents at their places stand for."
+        check_shape(feats, f'M {self.config.embed_dim}', 'feats')
         trained = self.config.prune and self.decoder.prunes
         if shell and not (prune and trained):
             raise InputError(f"shell needs prune=True and trained heads, got prune={prune}, heads {'' if trained else 'not '}trained")
@@ -181,7 +181,7 @@ class SparseSDFVQVAE(nn.Module):
         "Parameters of 'encoder', 'quantizer' or 'decoder'."
         return list(getattr(self, name).parameters())
 
-# %% ../nbs/31_vqvae.ipynb #99f629d2
+# %% ../nbs/31_vqvae.ipynb #74be4147
 def fingerprint(
     model: nn.Module,  # A `SparseSDFVQVAE`
 ) -> str:              # 16 hexadecimal digits
@@ -216,13 +216,14 @@ def load_model(
     state, _, meta = read_weights(path)
     if meta.get('format') != FORMAT:
         raise InputError(f"checkpoint {path} has format {meta.get('format')!r}, wanted {FORMAT!r}; a Direct3D-S2 VAE is read by `SparseSDFVQVAE.from_vae_checkpoint`")
-    model = SparseSDFVQVAE(VQVAEConfig.from_dict(json.loads(meta['config']))).to(device)
-    try: model.load_state_dict(state)
-    except RuntimeError as e: raise InputError(f"checkpoint {path} does not fit its own configuration: {e}") from e
-    if fingerprint(model) != meta['fingerprint']: raise InputError(f"checkpoint {path} was altered: its fingerprint does not match")
-    return model.eval()
+    try:
+        model = SparseSDFVQVAE(VQVAEConfig.from_dict(json.loads(meta.get('config', '{}'))))
+        model.load_state_dict(state)
+    except (InputError, TypeError, ValueError, RuntimeError) as e: raise InputError(f"checkpoint {path} does not fit its own configuration: {e}") from e
+    if fingerprint(model) != meta.get('fingerprint'): raise InputError(f"checkpoint {path} was altered: its fingerprint does not match")
+    return model.to(device).eval()
 
-# %% ../nbs/31_vqvae.ipynb #cdda2439
+# %% ../nbs/31_vqvae.ipynb #3985161d
 VAE_NAMES = ('encoder.input_layer1.weight', 'encoder.input_layer.weight', 'decoder.input_layer.weight', 'decoder.out_layer.weight')
 FRESH = ('quantizer.', 'decoder.heads', 'decoder.prune_logits', 'encoder.empty')   # what no VAE has
 SETTINGS = {f.name for f in fields(VQVAEConfig)}
@@ -247,8 +248,12 @@ def vae_config(
     count = lambda part: len({k[len(part):].split('.')[0] for k in tensors if k.startswith(part)})
     seen = dict(embed_dim=tensors['decoder.input_layer.weight'].shape[1], out_channels=len(tensors['decoder.out_layer.weight']),
                 factor=2**count('encoder.downsample.'))
+    guessed = []
     for side in ('encoder', 'decoder'):
         channels = len(tensors[f'{side}.input_layer.weight'])
         heads = channels // (settings.get(f'num_head_channels_{side}') or 64)
         seen |= {f'model_channels_{side}': channels, f'num_blocks_{side}': count(f'{side}.blocks.'), f'num_heads_{side}': max(1, heads)}
+        if not (settings.get(f'num_head_channels_{side}') or settings.get(f'num_heads_{side}')): guessed.append(f'num_heads_{side}={max(1, heads)}')
+    if guessed and any(v != getattr(presets['direct3d_s2'], k) for k, v in seen.items()):
+        warnings.warn(f"no weight tells the number of heads: {', '.join(guessed)} is taken, with 64 channels each as in the release; config tells others")
     return VQVAEConfig(**seen | {k: v for k, v in settings.items() if k in SETTINGS and v is not None})

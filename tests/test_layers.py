@@ -10,7 +10,7 @@ SDFVQ = Path(__file__).resolve().parent.parent/'sdfvq'
 
 MODELS = {'autoencoder', 'vqvae', 'rqvae', 'vl', 'retrieve'}
 SHAPES = {'geometry', 'contour', 'faces', 'sign', 'solid', 'mesh', 'voxelize', 'metrics'}   # how a shape is sampled and measured: no business of the network
-QUANTIZERS = {'codebook', 'quantize', 'rqvae'}
+QUANTIZERS = {'quantizer', 'fsq', 'codebook', 'quantize', 'rqvae'}
 
 class Only(set):
     "The sole modules of ours that a room may import."
@@ -41,8 +41,10 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'weights':   Only({'core'}),
     'memory':    SHAPES | QUANTIZERS | {'conv', 'attention'},
     'autoencoder': SHAPES | QUANTIZERS | {'fastai'},
-    'codebook':  Only({'core', 'ops'}),
-    'quantize':  Only({'core', 'ops', 'kernels', 'codebook'}),
+    'quantizer': Only({'core'}),
+    'fsq':       Only({'core', 'quantizer'}),
+    'codebook':  Only({'core', 'ops', 'quantizer'}),
+    'quantize':  Only({'core', 'ops', 'kernels', 'quantizer', 'fsq', 'codebook'}),
     'vqvae':     SHAPES | {'losses', 'fastai'},
     'rqvae':     {'geometry', 'contour', 'sparse', 'conv', 'attention', 'autoencoder', 'vqvae', 'fastai'},
     'losses':    MODELS | {'fastai'},
@@ -52,7 +54,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'data':      MODELS | {'losses'},
     'learner':   {'tokens', 'vl', 'retrieve'},
     'inspect':   MODELS | {'losses', 'fastai'},
-    'tokens':    MODELS | {'conv', 'attention', 'quantize', 'fastai'},
+    'tokens':    MODELS | QUANTIZERS | {'conv', 'attention', 'fastai'},
     'tokenizer': {'losses', 'learner', 'fastai'},
     'evaluate':  {'vl', 'retrieve'},
     'explore':   {'vl', 'retrieve'},
