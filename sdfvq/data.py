@@ -8,7 +8,7 @@ __all__ = ['collate', 'synth_shapes', 'crop_blocks', 'Skipped', 'ShapeDataset', 
            'MeshDataset', 'ItemVectorDataset', 'read_histories', 'HistoryDataset', 'collate_histories', 'EqualBatches',
            'ShapeLoader', 'shape_dataloaders']
 
-# %% ../nbs/41_data.ipynb #7204dd11
+# %% ../nbs/41_data.ipynb #de52069c
 import csv, heapq, json, re, time, zipfile, zlib
 from collections import Counter
 from copy import copy
@@ -21,7 +21,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch.nn.utils.rnn import pad_sequence
 
-from .compact import BLOCK
+from .compact import BLOCK, blocks_of
 from .core import MISSING, InputError, Transform
 from .mesh import READ, load_mesh, make_mesh, normalize, solids
 from .voxelize import SparseSDF, voxelize
@@ -47,7 +47,7 @@ def synth_shapes(
     "`n` generated solids as SparseSDFs: something to train on anywhere, at once."
     return [voxelize(m, None, resolution) for m in solids(n, seed)]
 
-# %% ../nbs/41_data.ipynb #9f8b5ef5
+# %% ../nbs/41_data.ipynb #5aef640e
 def crop_blocks(
     sdf: SparseSDF,
     max_voxels: int,   # At least one full block, 512
@@ -56,13 +56,11 @@ def crop_blocks(
     "Whole blocks of 8³ voxels nearest to one of them, at most `max_voxels` voxels; `sdf` itself where it has no more."
     if max_voxels < BLOCK**3: raise InputError(f"max_voxels must be at least a full block of {BLOCK**3} voxels, got {max_voxels}")
     if len(sdf) <= max_voxels: return sdf
-    size = -(-sdf.resolution // BLOCK)
-    key = (sdf.coords // BLOCK).astype(np.int64) @ [size * size, size, 1]
-    full, block, counts = np.unique(key, return_inverse=True, return_counts=True)
-    at = np.stack(np.unravel_index(full, (size,) * 3), 1)
+    at, block = blocks_of(sdf.coords)
+    counts = np.bincount(block)
     far = ((at - at[np.random.default_rng(rng).integers(len(at))])**2).sum(1)
     near = np.argsort(far, kind='stable')
-    stay = np.zeros(len(full), bool)
+    stay = np.zeros(len(at), bool)
     stay[near[counts[near].cumsum() <= max_voxels]] = True
     return replace(sdf, coords=sdf.coords[stay[block]], sdf=sdf.sdf[stay[block]])
 
