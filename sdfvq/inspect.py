@@ -6,7 +6,7 @@
 __all__ = ['TOKEN_FILES', 'COLUMNS', 'count_tokens', 'Overview', 'inspect_folder', 'histogram', 'overview_rows', 'sample_panels',
            'contact_sheet', 'inspect']
 
-# %% ../nbs/44_inspect.ipynb #bebf40e0
+# %% ../nbs/44_inspect.ipynb #c932e4bf
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ import numpy as np
 
 from .compact import blocks_of
 from .core import InputError, atomic_write, check_output
-from .data import cell, count_voxels, parse_captions, read_metadata
+from .data import count_voxels
+from .items import cell, parse_captions, read_metadata
 from .report import report
 from .view import picture
 from .voxelize import SparseSDF, march
