@@ -81,7 +81,7 @@ class SparseSDF:
         if 'compact' in f: return import_module('sdfvq.compact').expand(f, str(path), grid)   # the other form that a file may have
         return cls(**_fields(f, str(path), grid))
 
-# %% ../nbs/11_voxelize.ipynb #783135b6
+# %% ../nbs/11_voxelize.ipynb #d9d47be5
 def _fields(f, name, grid):
     "The constructor's arguments from a file's arrays, checked."
     if missing := [k for k in ('sparse_sdf', 'sparse_index', 'resolution') if k not in f]:
@@ -96,7 +96,8 @@ def _fields(f, name, grid):
     sdf = sdf.reshape(-1)
     if len(coords) and (coords.min() < 0 or coords.max() >= r or not np.isfinite(sdf).all()):
         raise InputError(f"{name}: voxels must lie in [0, {r}) and values be finite; the file is damaged")
-    keys = coords @ np.array([r * r, r, 1])
+    number = np.int32 if r**3 < 2**31 else np.int64              # half the bytes, where they do
+    keys = (coords[:, 0] * number(r) + coords[:, 1]) * number(r) + coords[:, 2]
     if not (keys[1:] > keys[:-1]).all():                         # ours are in order, and sorting is most of the work
         order = np.argsort(keys, kind='stable')
         coords, sdf, keys = coords[order], sdf[order], keys[order]
