@@ -6,7 +6,7 @@
 __all__ = ['TOKEN_FILES', 'COLUMNS', 'count_tokens', 'Overview', 'inspect_folder', 'histogram', 'overview_rows', 'sample_panels',
            'contact_sheet', 'inspect']
 
-# %% ../nbs/44_inspect.ipynb #7d771ffa
+# %% ../nbs/44_inspect.ipynb #c932e4bf
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -14,21 +14,22 @@ from pathlib import Path
 
 import numpy as np
 
-from .compact import BLOCK
+from .compact import blocks_of
 from .core import InputError, atomic_write, check_output
-from .data import cell, count_voxels, parse_captions, read_metadata
+from .data import count_voxels
+from .items import cell, parse_captions, read_metadata
 from .report import report
 from .view import picture
 from .voxelize import SparseSDF, march
 
-# %% ../nbs/44_inspect.ipynb #97dfd9b6
+# %% ../nbs/44_inspect.ipynb #9d210dc9
 TOKEN_FILES = 200  # read for their tokens, at each resolution
 
 def count_tokens(
     path,  # .npz of either form
 ) -> int:
     "How many blocks of 8³ voxels the shape touches."
-    return len(np.unique((SparseSDF.load(path).coords // BLOCK).astype(np.int64) @ [1 << 32, 1 << 16, 1]))
+    return len(blocks_of(SparseSDF.load(path).coords)[0])
 
 @dataclass
 class Overview:

@@ -8,7 +8,7 @@ __all__ = ['FILES', 'LPS', 'MOST', 'PAD', 'NEAR', 'PASSES', 'LEFT', 'CUBIC', 'BL
            'face_middles', 'organ_sdf', 'mask_sdf', 'put_back', 'window_for', 'windowed', 'normalized', 'resample',
            'process_case', 'dataset_config']
 
-# %% ../nbs/12_volume.ipynb #2ae19652
+# %% ../nbs/12_volume.ipynb #67bb5bdd
 import gzip, json, os, struct
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +22,7 @@ from scipy.spatial import cKDTree
 from . import contour, geometry
 from .core import InputError, atomic_write, check_output, voxel_size, voxel_to_cube
 from .mesh import normalize
-from .voxelize import LEAST, SparseSDF, _check_grid
+from .voxelize import LEAST, SparseSDF, check_grid
 
 # %% ../nbs/12_volume.ipynb #cf935280
 @dataclass(frozen=True, eq=False)
@@ -292,7 +292,7 @@ def face_middles(inside):
 def _nearest(tree, points, chunk=2**20):
     return np.concatenate([tree.query(p, workers=torch.get_num_threads())[0] for p in np.array_split(points, len(points) // chunk + 1)])
 
-# %% ../nbs/12_volume.ipynb #72b416fc
+# %% ../nbs/12_volume.ipynb #4f3767eb
 def organ_sdf(
     organ: Organ,
     resolution: int = 256, # R, a multiple of 8 from 8 to 2048
@@ -309,7 +309,7 @@ def mask_sdf(
     note: str = "",        # Goes to the end of `sign`
 ) -> SparseSDF:
     "The field of the smooth surface within `mask`."
-    resolution, band = _check_grid(resolution, band)
+    resolution, band = check_grid(resolution, band)
     smooth = smooth_field(mask)
     field, step, to_index = smooth.array, smooth.spacing, np.linalg.inv(smooth.affine)
     points = _crossings(field) @ smooth.affine[:3, :3].T + smooth.affine[:3, 3]
