@@ -79,9 +79,12 @@ class Schedule(Callback):
     def __init__(self, lr: float, last: float, warm: float): self.highest, self.last, self.warm = lr, last, warm
     def before_batch(self): self.opt.set_hypers(lr=rate(self.clock.share, self.highest, self.last, self.warm))
 
-# %% ../nbs/45_callbacks.ipynb #c9655683
+# %% ../nbs/45_callbacks.ipynb #f4990819
 class Precision(MixedPrecision):
-    "fastai's, which would turn the output to fp32; ours has sparse tensors, and the losses compute in fp32 anyway."
+    "fastai's, for any device and without turning the output to fp32: it has sparse tensors, and the losses compute in fp32 anyway."
+    def before_fit(self):
+        super().before_fit()
+        self.autocast = torch.autocast(next(self.model.parameters()).device.type, self.autocast.fast_dtype)
     def after_pred(self): pass
 
 class Accumulate(Callback):

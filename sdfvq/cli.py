@@ -120,7 +120,7 @@ def inspect(folder: Annotated[Path, typer.Argument(help='Folder that `sdfvq prep
     _print_table((escape(name), escape(str(value))) for name, value in rows)   # reasons and names may look like markup
     if files: _say('\n'.join(['samples:', *(f'  {f}' for f in files)]))
 
-# %% ../nbs/70_cli.ipynb #60103753
+# %% ../nbs/70_cli.ipynb #e1d955d7
 @app.command()
 def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare` wrote, or of meshes.')],
           output: Annotated[Path, typer.Option('-o', '--output', help='Run folder: checkpoints, logs, samples, model.safetensors.')],
@@ -139,8 +139,9 @@ def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare`
           seed: Annotated[Optional[int], typer.Option(help='Of weights, split and order.')] = None):
     "Trains a tokenizer into a run folder; SIGTERM saves and ends with code 143, --resume goes on."
     from sdfvq.config import read_config
+    from sdfvq.runs import RunFolder
     from sdfvq.train import Stopped, train
-    settings = read_config(config or (output/'config.json' if resume else None), preset, training_stage=stage, pretrained_vae_path=init, max_steps=steps,
+    settings = read_config(config or (RunFolder(output).config() if resume else None), preset, training_stage=stage, pretrained_vae_path=init, max_steps=steps,
                            seconds=seconds, batch_size_per_gpu=batch, lr=lr, num_workers=workers, seed=seed)
     if settings.aside: errors.print(f"nothing to set here: {', '.join(settings.aside)}", highlight=False)
     try: done = train(data, output, settings, valid, device, resume)
@@ -249,3 +250,7 @@ def info():
     if not ok: raise typer.Exit(1)
 
 def main(): app()
+
+# %% ../nbs/70_cli.ipynb #829c1736
+#| eval: false
+if __name__ == '__main__': main()

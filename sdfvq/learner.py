@@ -87,7 +87,7 @@ class CodebookHealth(Metric):
     @property
     def name(self): return self.what
 
-# %% ../nbs/42_learner.ipynb #12b75d7a
+# %% ../nbs/42_learner.ipynb #e049d75b
 TOO_BIG = 'too big for memory'
 
 def out_of_memory(e: Exception) -> bool:
@@ -135,7 +135,7 @@ class ShapeLearner(Learner):
         "Of the batch that failed."
         self.pred = self.loss = self.loss_grad = self.xb = self.yb = None
         for p in self.model.parameters(): p.grad = None
-        if torch.is_autocast_enabled('cuda'): self.precision.autocast.__exit__(None, None, None)
+        if torch.is_autocast_enabled(next(self.model.parameters()).device.type): self.precision.autocast.__exit__(None, None, None)
         torch.cuda.empty_cache()
 
 # %% ../nbs/42_learner.ipynb #fb59be3f

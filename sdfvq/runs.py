@@ -126,7 +126,7 @@ def cut_events(
         for e in kept: writer.write(e)
         writer.flush()
 
-# %% ../nbs/47_runs.ipynb #b176c920
+# %% ../nbs/47_runs.ipynb #22042fd8
 def random_state() -> dict:
     "Of torch, numpy and Python, as a checkpoint can hold it."
     kind, key, *rest = np.random.get_state()
@@ -169,7 +169,8 @@ class Checkpoints(Callback):
     def restore(self, s):
         c, smooth = self.clock, self.recorder.smooth_loss
         c.step, c.batches, c.before, c.elapsed = s['clock']
-        c.before_fit(); self.learn.train_iter = c.total
+        c.before_fit()
+        self.learn.train_iter, self.learn.first = c.total, c.step // self.rounds.every
         self.model.load_state_dict(s['model']); self.opt.load_state_dict(s['optimizer'])
         if s['scaler']: self.learn.scaler.load_state_dict(s['scaler'])
         if s['average']: self.learn.weight_average.average = s['average']

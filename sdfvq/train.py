@@ -6,7 +6,7 @@
 __all__ = ['begin_model', 'start_weights', 'find_data', 'auto_precision', 'stage_learner', 'Stopped', 'fit_stages', 'endless',
            'end_stage', 'stop_on_sigterm', 'join_processes', 'train', 'same_config']
 
-# %% ../nbs/48_train.ipynb #95ba0cc2
+# %% ../nbs/48_train.ipynb #3f79afa2
 import json, math, os, signal, warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from fastai.learner import ValueMetric
+from fastai.torch_core import set_seed
 
 from . import __version__
 from .callbacks import Accumulate, Clock, JointGradients, NaNGuard, Precision, Revival, Rounds, Schedule, StepProgress, WeightAverage
@@ -30,7 +31,7 @@ from .runs import Board, Checkpoints, RunFolder, RunLog, Samples
 from .vqvae import FORMAT, SparseSDFVQVAE, load_model, presets, save_model
 from .weights import read_weights
 
-# %% ../nbs/48_train.ipynb #6da63efe
+# %% ../nbs/48_train.ipynb #a0c524f3
 def begin_model(
     config: TrainConfig,
     device: str = 'cpu',
@@ -81,7 +82,7 @@ def auto_precision(
     "What is used: bf16 on GPUs that have it, fp16 on others, fp32 on the CPU."
     cuda = torch.device(device).type == 'cuda'
     if wanted == 'auto': return ('bf16' if torch.cuda.is_bf16_supported() else 'fp16') if cuda else 'fp32'
-    if wanted != 'fp32' and not cuda: raise InputError(f"precision {wanted} needs a GPU; on the CPU take fp32 or auto")
+    if wanted == 'fp16' and not cuda: raise InputError("precision fp16 needs a GPU; on the CPU take fp32, bf16 or auto")
     return wanted
 
 # %% ../nbs/48_train.ipynb #2c1df1c3
@@ -158,7 +159,7 @@ def stop_on_sigterm(clock: Clock):
     try: yield
     finally: signal.signal(signal.SIGTERM, old)
 
-# %% ../nbs/48_train.ipynb #f3cb68b1
+# %% ../nbs/48_train.ipynb #3d82a9ef
 def join_processes(
     device: str = '',  # '': a GPU if there is one
 ) -> str:              # This process's device
@@ -199,7 +200,7 @@ def train(
         else: folder.begin({**config.to_dict(), 'used': used})
     if not find_spec('tensorboard'): warnings.warn("tb_logs/ needs tensorboard (pip install sdfvq[train]); the run goes on without")
     if world > 1: dist.barrier()
-    torch.manual_seed(t.seed + rank)
+    set_seed(t.seed + rank)
     fit_stages(dls, model, folder, t, times, state)
     return used | dict(skipped=dict(dls.train.skipped))
 
