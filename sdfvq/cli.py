@@ -120,33 +120,36 @@ def inspect(folder: Annotated[Path, typer.Argument(help='Folder that `sdfvq prep
     _print_table((escape(name), escape(str(value))) for name, value in rows)   # reasons and names may look like markup
     if files: _say('\n'.join(['samples:', *(f'  {f}' for f in files)]))
 
-# %% ../nbs/70_cli.ipynb #d22727d1
+# %% ../nbs/70_cli.ipynb #e1d955d7
 @app.command()
-def train(data: Annotated[Path, typer.Argument(help='Folder of .npz and mesh files.')], output: Output,
-          preset: Annotated[str, typer.Option(help='tiny, small, seed64 or direct3d_s2.')] = 'tiny',
-          stage: Annotated[str, typer.Option(help='0 autoencoder, 1 codebook, 2 all together, or all three: "all".')] = 'all',
-          steps: Annotated[int, typer.Option(help='Batches per stage.')] = 1000,
-          batch: Annotated[int, typer.Option(help='Shapes in a batch.')] = 8,
+def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare` wrote, or of meshes.')],
+          output: Annotated[Path, typer.Option('-o', '--output', help='Run folder: checkpoints, logs, samples, model.safetensors.')],
+          preset: Annotated[str, typer.Option(help='tiny, small, seed64 or direct3d_s2; by default the config\'s, or tiny.')] = '',
+          stage: Annotated[Optional[str], typer.Option(help='0 autoencoder, 1 codebook, 2 all together, or all three: "all".')] = None,
+          config: Annotated[Optional[Path], typer.Option(help='YAML or JSON with model, dataset, trainer; options here come before it.')] = None,
+          valid: Annotated[Optional[Path], typer.Option(help='Folder of shapes to validate on; by default a tenth of the data.')] = None,
+          init: Annotated[Optional[str], typer.Option(help='Weights to begin with, as stages 1 and 2 alone need.')] = None,
+          resume: Annotated[bool, typer.Option('--resume', help='Go on with the run in the folder, from its last checkpoint.')] = False,
+          steps: Annotated[Optional[int], typer.Option(help='Steps of each stage.')] = None,
+          seconds: Annotated[Optional[float], typer.Option(help='Wall clock for all stages together, instead of steps.')] = None,
+          batch: Annotated[Optional[int], typer.Option(help='Shapes in a batch of one process.')] = None,
           lr: Annotated[Optional[float], typer.Option(help='Highest learning rate; by default 5e-3 · √(batch/1200).')] = None,
-          start: Annotated[Optional[Path], typer.Option('--from', help='Checkpoint to go on from, as stages 1 and 2 alone need.')] = None,
-          device: Annotated[str, typer.Option(help='cpu, cuda, cuda:1, …')] = 'cpu',
-          seed: Annotated[int, typer.Option(help='Of weights, split and order.')] = 0, overwrite: Overwrite = False):
-    "Trains a tokenizer; writes model.safetensors and a history per stage."
-    import torch
-    from sdfvq.data import ShapeDataset, find_shapes, shape_dataloaders
-    from sdfvq.learner import stage_steps, train_vqvae
-    from sdfvq.vqvae import SparseSDFVQVAE, load_model, preset as named
-    plan = stage_steps(stage, steps)
-    if start is None and 0 not in plan: raise InputError(f"stage {stage} starts from a trained autoencoder: give its checkpoint with --from, or train --stage all")
-    check_device(device)
-    found = find_shapes(data)
-    torch.manual_seed(seed)
-    model = (load_model(start) if start else SparseSDFVQVAE(named(preset))).to(device)
-    shapes = ShapeDataset(found, model.config.resolution * model.config.factor, model.config.band)
-    dls = shape_dataloaders(shapes, bs=batch, seed=seed, device=device)
-    train_vqvae(dls, model, output, plan, lr, overwrite=overwrite)
-    _say(f"{output / 'model.safetensors'}: trained on {len(dls.train_ds)} shapes, {len(dls.valid_ds)} held out; "
-                  f"histories in {output}/history_stage*.csv")
+          workers: Annotated[Optional[int], typer.Option(help='Processes that read shapes.')] = None,
+          device: Annotated[str, typer.Option(help='cpu, cuda, cuda:1, …; by default a GPU if there is one.')] = '',
+          seed: Annotated[Optional[int], typer.Option(help='Of weights, split and order.')] = None):
+    "Trains a tokenizer into a run folder; SIGTERM saves and ends with code 143, --resume goes on."
+    from sdfvq.config import read_config
+    from sdfvq.runs import RunFolder
+    from sdfvq.train import Stopped, train
+    settings = read_config(config or (RunFolder(output).config() if resume else None), preset, training_stage=stage, pretrained_vae_path=init, max_steps=steps,
+                           seconds=seconds, batch_size_per_gpu=batch, lr=lr, num_workers=workers, seed=seed)
+    if settings.aside: errors.print(f"nothing to set here: {', '.join(settings.aside)}", highlight=False)
+    try: done = train(data, output, settings, valid, device, resume)
+    except Stopped as e:
+        errors.print(f'{e}; go on with --resume', highlight=False)
+        raise typer.Exit(143)
+    for name, why in done['skipped'].items(): errors.print(f'skipped {name}: {why}', markup=False, highlight=False, soft_wrap=True)
+    _say(f"{output / 'model.safetensors'}: trained on {done['shapes']} shapes, {done['valid']} held out, {len(done['skipped'])} skipped; log in {output / 'log.csv'}")
 
 # %% ../nbs/70_cli.ipynb #75e32d86
 def _each(paths, work):
@@ -247,3 +250,7 @@ def info():
     if not ok: raise typer.Exit(1)
 
 def main(): app()
+
+# %% ../nbs/70_cli.ipynb #829c1736
+#| eval: false
+if __name__ == '__main__': main()

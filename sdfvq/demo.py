@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['STEPS', 'LR', 'VOXELS', 'MOST', 'COMPANIONS', 'COPIES', 'BATCH', 'trip_panels', 'trip_table', 'run_demo']
 
-# %% ../nbs/55_demo.ipynb #a83f3068
+# %% ../nbs/55_demo.ipynb #62b908d9
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from .config import TrainConfig, TrainerConfig
 from .core import check_output
 from .data import ShapeDataset, shape_dataloaders, synth_shapes
 from .evaluate import RoundTrip, measure, round_trip
-from .learner import train_vqvae
 from .mesh import knot, load_mesh, save_mesh
 from .quantize import codebook_health
 from .tokenizer import ShapeTokenizer
 from .report import report
+from .runs import RunFolder
+from .train import fit_stages
 from .view import picture
 from .vqvae import SparseSDFVQVAE, preset
 from .voxelize import voxelize
@@ -45,7 +47,7 @@ def trip_table(
             ('F-score at 2 voxels', f"{m['f2']:.2f} % (grid alone: {m['grid_f2']:.2f})"), ('codebook usage', f"{100*h['usage']:.1f} % of {num_codes:,}"),
             ('perplexity', f"{h['perplexity']:.0f}"), ('sign', m['sign']), ('encode and decode', f"{m['seconds']:.2f} s")]
 
-# %% ../nbs/55_demo.ipynb #81f435e5
+# %% ../nbs/55_demo.ipynb #0ea10688
 STEPS, LR = {0: 150, 1: 10, 2: 100}, 3e-3          # for a mesh of VOXELS voxels; a smaller one gets more in the same time
 VOXELS, MOST = 60_000, 2.5
 COMPANIONS, COPIES, BATCH = 6, 24, 2
@@ -70,7 +72,11 @@ def run_demo(
     train = ShapeDataset(others + [own] * COPIES, resolution)
     dls = shape_dataloaders(train, ShapeDataset([own], resolution), bs=BATCH, seed=seed, device='cpu')
     more = min(max(VOXELS / len(own), 1), MOST)
-    model = train_vqvae(dls, model, out / 'model', steps or {s: int(n * more) for s, n in STEPS.items()}, LR, overwrite=overwrite)
+    stages = {str(s): dict(max_steps=n) for s, n in (steps or {s: int(n * more) for s, n in STEPS.items()}).items()}
+    settings = TrainerConfig(stages=stages, lr=LR, ema_rate=0, num_samples=0, seed=seed)
+    folder = RunFolder(out / 'model')
+    folder.begin(TrainConfig(model.config, trainer=settings).to_dict(), overwrite)
+    fit_stages(dls, model, folder, settings)
 
     trip = round_trip(ShapeTokenizer(model), mesh)
     rows, panels = trip_table(trip, model.config.num_embeddings), trip_panels(trip)

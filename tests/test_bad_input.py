@@ -142,7 +142,7 @@ def test_device_that_is_not_there(tmp_path, ball, model):
     refused(run('train', ball, '-o', tmp_path / 'run', '--device', 'toaster'), 'toaster')
 
 def test_stage_without_a_start(tmp_path, ball):
-    refused(run('train', tmp_path, '-o', tmp_path / 'run', '--stage', 1), '--from')
+    refused(run('train', tmp_path, '-o', tmp_path / 'run', '--stage', 1), '--init')
     refused(run('train', tmp_path, '-o', tmp_path / 'run', '--stage', 7), 'stage')
     refused(run('train', tmp_path, '-o', tmp_path / 'run', '--preset', 'huge'), 'huge', 'tiny')
 
