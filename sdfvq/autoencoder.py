@@ -100,15 +100,17 @@ class VQVAEConfig:
 presets = dict(
     tiny=VQVAEConfig(embed_dim=16, resolution=16, model_channels_encoder=64, num_blocks_encoder=1, num_heads_encoder=2,
                      model_channels_decoder=64, num_blocks_decoder=1, num_heads_decoder=2, factor=4, num_embeddings=1024, plus_one_pooling=False),
-    small=VQVAEConfig(embed_dim=32, resolution=16, model_channels_encoder=256, num_blocks_encoder=2, num_heads_encoder=4,
-                      model_channels_decoder=256, num_blocks_decoder=2, num_heads_decoder=4, factor=4, plus_one_pooling=False),
+    small=VQVAEConfig(embed_dim=32, resolution=16, model_channels_encoder=384, num_blocks_encoder=2, num_heads_encoder=6,
+                      model_channels_decoder=384, num_blocks_decoder=2, num_heads_decoder=6, factor=16, plus_one_pooling=False, depth=3, prune=True),
+    small64=VQVAEConfig(embed_dim=32, resolution=16, model_channels_encoder=256, num_blocks_encoder=2, num_heads_encoder=4,
+                        model_channels_decoder=256, num_blocks_decoder=2, num_heads_decoder=4, factor=4, plus_one_pooling=False, prune=True),
     seed64=VQVAEConfig(embed_dim=64, resolution=8, model_channels_encoder=128, num_blocks_encoder=3, num_heads_encoder=4,
                        model_channels_decoder=128, num_blocks_decoder=3, num_heads_decoder=4),
     direct3d_s2=VQVAEConfig(),
 )
 
 def preset(name: str) -> VQVAEConfig:
-    "A named configuration: `tiny` (CPU tests), `small`, `seed64`, `direct3d_s2` (the released VAE's layers)."
+    "A named configuration: `tiny` (CPU tests), `small` (256³), `small64` (64³), `seed64`, `direct3d_s2` (the released VAE's layers)."
     if name not in presets: raise InputError(f"unknown preset {name!r}; known are {', '.join(presets)}")
     return presets[name]
 

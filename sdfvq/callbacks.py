@@ -16,7 +16,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.training import GradientClip
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .codebook import as_first, joint, processes
+from .quantizer import as_first, joint, processes
 
 # %% ../nbs/45_callbacks.ipynb #467cafa8
 class Clock(Callback):

@@ -124,7 +124,7 @@ def inspect(folder: Annotated[Path, typer.Argument(help='Folder that `sdfvq prep
 @app.command()
 def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare` wrote, or of meshes.')],
           output: Annotated[Path, typer.Option('-o', '--output', help='Run folder: checkpoints, logs, samples, model.safetensors.')],
-          preset: Annotated[str, typer.Option(help='tiny, small, seed64 or direct3d_s2; by default the config\'s, or tiny.')] = '',
+          preset: Annotated[str, typer.Option(help='tiny, small, small64, seed64 or direct3d_s2; by default the config\'s, or tiny.')] = '',
           stage: Annotated[Optional[str], typer.Option(help='0 autoencoder, 1 codebook, 2 all together, or all three: "all".')] = None,
           config: Annotated[Optional[Path], typer.Option(help='YAML or JSON with model, dataset, trainer; options here come before it.')] = None,
           valid: Annotated[Optional[Path], typer.Option(help='Folder of shapes to validate on; by default a tenth of the data.')] = None,

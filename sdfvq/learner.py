@@ -17,9 +17,10 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from fastai.optimizer import OptimWrapper
 
-from .codebook import codebook_health, processes
+from .codebook import codebook_health
 from .core import InputError
 from .losses import VQVAELoss
+from .quantizer import processes
 from .vqvae import SparseSDFVQVAE
 
 # %% ../nbs/42_learner.ipynb #dceec484

@@ -19,7 +19,7 @@ from fastai.callback.progress import CSVLogger
 from fastai.callback.tensorboard import TensorBoardCallback
 
 from .callbacks import Rounds, WeightAverage
-from .codebook import processes
+from .quantizer import processes
 from .core import InputError, atomic_write
 from .data import collate
 from .mesh import save_mesh

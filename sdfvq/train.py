@@ -20,7 +20,7 @@ from fastai.torch_core import set_seed
 
 from . import __version__
 from .callbacks import Accumulate, Clock, JointGradients, NaNGuard, Precision, Revival, Rounds, Schedule, StepProgress, WeightAverage
-from .codebook import processes
+from .quantizer import processes
 from .config import Stage, TrainConfig, TrainerConfig, read_config, scale, stage_plan
 from .core import InputError, check_device
 from .data import ShapeDataset, SparseSDFDataset, find_shapes, shape_dataloaders

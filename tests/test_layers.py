@@ -55,7 +55,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'data':      MODELS | {'losses'},
     'learner':   {'tokens', 'vl', 'retrieve'},
     'augment':   MODELS | {'losses', 'fastai'},
-    'callbacks': Only({'core', 'codebook', 'learner'}),
+    'callbacks': Only({'core', 'quantizer', 'learner'}),
     'config':    {'tokens', 'vl', 'retrieve'},
     'runs':      {'tokens', 'vl', 'retrieve'},
     'train':     {'tokens', 'vl', 'retrieve'},
