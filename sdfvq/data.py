@@ -6,12 +6,12 @@
 __all__ = ['synth_shapes', 'crop_blocks', 'ShapeDataset', 'read_shape', 'count_voxels', 'find_shapes', 'true', 'as_count',
            'SparseSDFDataset', 'SDF3DCaptionDataset', 'shape_dataloaders']
 
-# %% ../nbs/41_data.ipynb #2b0701e8
+# %% ../nbs/41_data.ipynb #3669340f
 import re, zipfile, zlib
 from collections import Counter
 from copy import copy
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +156,7 @@ def as_count(text: str, path) -> int:
     try: return int(float(text))
     except (ValueError, OverflowError) as e: raise InputError(f"{path}: metadata.csv says it has {text!r} voxels, which is no number; prepare it again") from e
 
-# %% ../nbs/41_data.ipynb #bbf219e7
+# %% ../nbs/41_data.ipynb #fcfc1778
 class SparseSDFDataset(ShapeDataset):
     "The shapes that `prepare` wrote, at one resolution or several; each item is `(number, SparseSDF)`."
     columns = ('shapes', 'voxels', 'groups')
@@ -193,18 +193,18 @@ class SparseSDFDataset(ShapeDataset):
                 path = folder/f'{sha}_r{r}.npz'
                 if not computed[i] or errors[i]: why = 'not computed'
                 elif not points[i] and (sha, r) not in files: why = f'not prepared at {r}³'
-                else: why = self.unfit(table, i)
+                elif isinstance(more := self.more(table, i), str): why = more
+                else: why = None
                 try: n = 0 if why else as_count(points[i], path) if points[i] else count_voxels(path)
                 except InputError:
                     if not self.skip: raise
                     why = 'unreadable'
                 if not why and n < min_voxels: why = f'of fewer than {min_voxels} voxels'
                 if why: self.left_out[why] += 1
-                else: yield path, n, r, *self.more(table, i)
+                else: yield path, n, r, *more
 
-    def unfit(self, table, i): "Why row `i` of the table is left out, or None."
     def more(self, table, i):
-        "What else an item has."
+        "What else an item has, a tuple, or a str: why row `i` of the table is left out."
         return ()
     def group(self, i): return self.groups[i]
     def source(self, i): return self.shapes[i].name.rpartition('_r')[0]
@@ -213,11 +213,10 @@ class SparseSDFDataset(ShapeDataset):
 class SDF3DCaptionDataset(SparseSDFDataset):
     "Prepared shapes that have captions; each item is `(number, SparseSDF, caption)`, each epoch draws one of a shape's captions."
     columns = (*SparseSDFDataset.columns, 'captions')
-    def unfit(self, table, i): return None if parse_captions(cell(table, 'captions', i)) else 'without a caption'
-    def more(self, table, i): return parse_captions(table['captions'][i]),
+    def more(self, table, i): return (found,) if (found := parse_captions(cell(table, 'captions', i))) else 'without a caption'
     def sample(self, i, rng): return i, self.field(i, rng), self.captions[i][rng.integers(len(self.captions[i]))]
 
-# %% ../nbs/41_data.ipynb #fb4a746a
+# %% ../nbs/41_data.ipynb #5c8fbb16
 def shape_dataloaders(
     train: ShapeDataset,
     valid: ShapeDataset = None,  # None: a tenth of `train`, at least one shape, taken out of it at all its resolutions
@@ -233,11 +232,12 @@ def shape_dataloaders(
     from fastai.data.core import DataLoaders    # datasets and loaders do without
     from fastai.torch_core import num_distrib, rank_distrib
     if world is None: rank, world = rank_distrib(), num_distrib() or 1
-    kin = {}                                    # source: items
-    for i in range(len(train)): kin.setdefault(train.source(i), []).append(i)
-    n = 0 if valid is not None or len(kin) == 1 else max(len(kin) // 10, 1)
-    order = [list(kin.values())[k] for k in np.random.default_rng(seed).permutation(len(kin))]
-    held, kept = (train.subset(list(chain.from_iterable(part))) for part in (order[:n], order[n:]))
+    number = {}                                 # of each source
+    source = np.array([number.setdefault(train.source(i), len(number)) for i in range(len(train))])
+    n = 0 if valid is not None or len(number) == 1 else max(len(number) // 10, 1)
+    place = np.argsort(np.random.default_rng(seed).permutation(len(number)))[source]    # in the order that is drawn
+    order = np.argsort(place, kind='stable')
+    held, kept = train.subset(order[place[order] < n]), train.subset(order[place[order] >= n])
     def loader(ds, **kw):
         groups = [ds.group(i) for i in range(len(ds))]
         return ShapeLoader(ds, EqualBatches(ds.counts() if max_voxels else [1] * len(ds), max_voxels or bs, groups, seed, **kw), num_workers, device)
