@@ -21,7 +21,7 @@ from fastai.callback.tensorboard import TensorBoardCallback
 from .callbacks import Rounds, WeightAverage
 from .quantizer import processes
 from .core import InputError, atomic_write
-from .data import collate
+from .loader import collate
 from .mesh import save_mesh
 from .view import picture
 from .voxelize import SparseSDF, march
