@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'COORD_MIN', 'COORD_MAX', 'InputError', 'check_shape', 'check_device', 'voxel_size', 'voxel_to_cube',
-           'Transform', 'pack_keys', 'unpack_keys', 'morton', 'check_output', 'atomic_write']
+           'Transform', 'pack_keys', 'unpack_keys', 'morton', 'check_output', 'atomic_write', 'checksum', 'parts',
+           'stamp']
 
-# %% ../nbs/00_core.ipynb #eca9cdb1
-import os, tempfile, uuid
+# %% ../nbs/00_core.ipynb #01abf4b0
+import os, tempfile, uuid, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,3 +145,29 @@ def atomic_write(
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #bb6d7afa
+def checksum(
+    path,  # Of a file that may be missing
+) -> list: # [bytes, CRC-32], or [] where there is no file
+    "What tells whether a file is still what was written."
+    size = crc = 0
+    try:
+        with open(path, 'rb') as f:
+            while data := f.read(2**20): size, crc = size + len(data), zlib.crc32(data, crc)
+    except FileNotFoundError: return []
+    return [size, crc]
+
+def parts(
+    source,  # A file, or a folder that is read as one
+) -> list:
+    "Its files: itself, or all in the folder, sorted."
+    return sorted(p for p in Path(source).iterdir() if p.is_file()) if os.path.isdir(source) else [Path(source)]
+
+def stamp(
+    source,  # A file, or a folder that is read as one
+) -> list:
+    "[bytes, nanoseconds of the last change] of each of its `parts`."
+    try: stats = [p.stat() for p in parts(source)]
+    except OSError as e: raise InputError(f"{source}: cannot be read ({e.strerror}); check the path") from e
+    return [[s.st_size, s.st_mtime_ns] for s in stats]
