@@ -69,7 +69,7 @@ def mesh(sdf: Annotated[Path, typer.Argument(help='.npz from `sdfvq voxelize` or
     save_mesh(m, output, overwrite)
     _say(f'{output}: {len(m.faces):,} faces')
 
-# %% ../nbs/70_cli.ipynb #38239c34
+# %% ../nbs/70_cli.ipynb #f66a2fef
 @app.command()
 def prepare(source: Annotated[Path, typer.Argument(metavar='INPUT', help='Folder, list (.txt), CSV, TRELLIS-500K, custom or M3D-Seg layout, or one file.')], output: Output,
             resolutions: Annotated[str, typer.Option(help='Edges of the voxel grids, with commas between.')] = '64,512,1024',
@@ -77,7 +77,7 @@ def prepare(source: Annotated[Path, typer.Argument(metavar='INPUT', help='Folder
             sign: Annotated[str, typer.Option(help='auto, winding, flood or unsigned, as in voxelize.')] = 'auto',
             workers: Annotated[Optional[int], typer.Option(min=1, help='Processes; by default one for each core.')] = None,
             timeout: Annotated[float, typer.Option(help='Seconds an item may take.')] = 600.0,
-            memory: Annotated[Optional[float], typer.Option(help='GB a worker may hold; by default its share of the machine.')] = None,
+            memory: Annotated[Optional[float], typer.Option(help='GB a worker may hold; by default its share of the machine. Held on Linux alone, elsewhere refused; the time-out holds everywhere.')] = None,
             ray: Annotated[Optional[str], typer.Option(metavar='ADDRESS', help='Ray cluster to run on, or "auto".')] = None,
             least: Annotated[Optional[float], typer.Option('--min-aesthetic', help='aesthetic_score an item must have.')] = None,
             compact: Annotated[bool, typer.Option('--compact', help='Files of 2.3 bytes a voxel, distances as halves.')] = False,

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Task', 'prepare_item', 'Summary', 'prepare', 'process_image']
 
-# %% ../nbs/40_prepare.ipynb #8e8756b8
-import hashlib, os, re, time
+# %% ../nbs/40_prepare.ipynb #2306b33f
+import hashlib, os, re, sys, time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ from .metrics import topology
 from .organ import organ_sdf
 from .volume import is_case
 from .voxelize import SparseSDF, planned, voxelize
-from .workers import disk_full, reason, run_ray, run_workers
+from .workers import disk_full, limits_memory, reason, run_ray, run_workers
 
 # %% ../nbs/40_prepare.ipynb #2a5763f1
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _digest(source, stamp):
             while data := f.read(2**20): digest.update(data)
     return digest.hexdigest()
 
-# %% ../nbs/40_prepare.ipynb #e60f82d9
+# %% ../nbs/40_prepare.ipynb #e8cbfb12
 @dataclass
 class Summary:
     "What came of a run."
@@ -136,7 +136,7 @@ def prepare(
     sign: str = 'auto',                 # As in `voxelize`
     workers: int = None,                # Processes; None: one for each core
     timeout: float = 600.0,             # Seconds an item may take
-    memory: float = None,               # GB a worker may hold; None: its share of the machine's
+    memory: float = None,               # GB a worker may hold, on Linux; None: its share of the machine's
     ray: str = None,                    # Address of a Ray cluster, or "auto"; None: this machine alone
     least: float = None,                # `aesthetic_score` an item must have
     compact: bool = False,              # Files as `save_compact` writes them
@@ -149,6 +149,7 @@ def prepare(
     for r in resolutions: planned(box(), None, r)       # refuses what every item would be refused for
     voxelize(box(), None, 8, band, sign)
     check_images(window, spacing)
+    if memory and ray is None and not limits_memory(): raise InputError(f"--memory cannot be held on {sys.platform}, on Linux alone; leave it out, and take so few --workers that the largest items fit")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     workers = workers or cores
     options = dict(threads=max(cores // workers, 1) if ray is None else 1, timeout=timeout, memory=memory or .9 * _machine_memory() / workers)
