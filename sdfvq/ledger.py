@@ -60,7 +60,7 @@ def _json(line):
 
 def _list(settings): return ', '.join(f'{k} {v}' for k, v in settings.items())
 
-# %% ../nbs/39_ledger.ipynb #06ca4f40
+# %% ../nbs/39_ledger.ipynb #8d961f3b
 def organ_names(
     folder,  # That `prepare` wrote
 ) -> dict:
@@ -71,7 +71,7 @@ def organ_names(
 def make_rows(
     notes: list,        # (item, note) in the items' order
     resolutions: list,  # Of this run
-    before: list,       # Rows of the table that is there, changed in place
+    before: list,       # Rows of the table that is there
 ) -> tuple:             # rows, columns
     "`metadata.csv` anew: what the user wrote into it stays, and so do the rows of earlier runs."
     names = {item.name for item, _ in notes}
@@ -82,9 +82,9 @@ def make_rows(
         first = key not in files
         files.setdefault(key, []).append(item.name); texts.setdefault(key, []).extend(captions(item.columns) or ([item.organ.caption] if item.organ else []))
         if not first: continue
-        made, there = note['made'], others.pop(key, {})
-        there.pop('given_sha256', None)     # of another item, that a killed run came to first
-        row = rows[key] = {**there, **item.columns, 'sha256': note['sha256'], 'file': item.name, 'watertight': note.get('watertight', '')}
+        made = note['made']
+        row = rows[key] = {**others.pop(key, {}), **item.columns, 'sha256': note['sha256'], 'file': item.name, 'watertight': note.get('watertight', '')}
+        row.pop('given_sha256', None)       # of another item, that a killed run came to first
         if not item.organ and item.columns.get('sha256', note['sha256']) != note['sha256']: row['given_sha256'] = item.columns['sha256']
         for r in map(str, resolutions): row.update({f'r{r}_num_points': made[r]['points'] if r in made else '', f'r{r}_error': note['errors'].get(r, '')})
         if item.organ: row['organ'] = item.organ.name

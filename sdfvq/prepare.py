@@ -91,7 +91,7 @@ def _digest(source, stamp):
             while data := f.read(2**20): digest.update(data)
     return digest.hexdigest()
 
-# %% ../nbs/40_prepare.ipynb #e8cbfb12
+# %% ../nbs/40_prepare.ipynb #8f28ec83
 @dataclass
 class Summary:
     "What came of a run."
@@ -193,7 +193,7 @@ def _tabulate(items, notes, resolutions, before, table):
     "Writes `metadata.csv` of the items that ended; returns the time to do it again: a second later, or so late that it takes a fiftieth of the run."
     start = time.time()
     ended = [(i, notes.known[key]) for i in items if (key := _key(i)) in notes.known]
-    try: write_table(*make_rows(ended, resolutions, [dict(row) for row in before]), table)
+    try: write_table(*make_rows(ended, resolutions, before), table)
     except OSError as e:
         if disk_full(e): raise InputError(f"output {table}: {e.strerror}; make room and give the same command again: it goes on where it stopped") from e
         raise
