@@ -69,22 +69,25 @@ def mesh(sdf: Annotated[Path, typer.Argument(help='.npz from `sdfvq voxelize` or
     save_mesh(m, output, overwrite)
     _say(f'{output}: {len(m.faces):,} faces')
 
-# %% ../nbs/70_cli.ipynb #d4d7ac33
+# %% ../nbs/70_cli.ipynb #f66a2fef
 @app.command()
-def prepare(source: Annotated[Path, typer.Argument(metavar='INPUT', help='Folder, list (.txt), CSV, TRELLIS-500K or custom layout, or one file.')], output: Output,
+def prepare(source: Annotated[Path, typer.Argument(metavar='INPUT', help='Folder, list (.txt), CSV, TRELLIS-500K, custom or M3D-Seg layout, or one file.')], output: Output,
             resolutions: Annotated[str, typer.Option(help='Edges of the voxel grids, with commas between.')] = '64,512,1024',
             band: Annotated[float, typer.Option(help='Half-width of the band, in voxels.')] = 4.0,
             sign: Annotated[str, typer.Option(help='auto, winding, flood or unsigned, as in voxelize.')] = 'auto',
             workers: Annotated[Optional[int], typer.Option(min=1, help='Processes; by default one for each core.')] = None,
             timeout: Annotated[float, typer.Option(help='Seconds an item may take.')] = 600.0,
-            memory: Annotated[Optional[float], typer.Option(help='GB a worker may hold; by default its share of the machine.')] = None,
+            memory: Annotated[Optional[float], typer.Option(help='GB a worker may hold; by default its share of the machine. Held on Linux alone, elsewhere refused; the time-out holds everywhere.')] = None,
             ray: Annotated[Optional[str], typer.Option(metavar='ADDRESS', help='Ray cluster to run on, or "auto".')] = None,
-            least: Annotated[Optional[float], typer.Option('--min-aesthetic', help='aesthetic_score an item must have.')] = None):
-    "Meshes and volumes as sparse SDFs and one metadata.csv; the same command goes on after a kill."
+            least: Annotated[Optional[float], typer.Option('--min-aesthetic', help='aesthetic_score an item must have.')] = None,
+            compact: Annotated[bool, typer.Option('--compact', help='Files of 2.3 bytes a voxel, distances as halves.')] = False,
+            window: Annotated[Optional[str], typer.Option(help='lung, bone, soft_tissue or brain: CT window of the images in processed/; by default mean 0, deviation 1.')] = None,
+            spacing: Annotated[Optional[float], typer.Option(help='mm between voxels of the images and masks in processed/; by default as they are.')] = None):
+    "Meshes and volumes as sparse SDFs and one metadata.csv, M3D-Seg's images as processed/; the same command goes on after a kill."
     from sdfvq.prepare import prepare
     if not all(r.strip().isdigit() for r in resolutions.split(',')): raise InputError(f"--resolutions must be numbers with commas between, got {resolutions!r}")
     with _Bar() as bar:
-        summary = prepare(source, output, [int(r) for r in resolutions.split(',')], band, sign, workers, timeout, memory, ray, least, bar)
+        summary = prepare(source, output, [int(r) for r in resolutions.split(',')], band, sign, workers, timeout, memory, ray, least, compact, window, spacing, bar)
     _print_table(summary.rows())
     if summary.failed: raise typer.Exit(2)
 
@@ -151,7 +154,7 @@ def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare`
     for name, why in done['skipped'].items(): errors.print(f'skipped {name}: {why}', markup=False, highlight=False, soft_wrap=True)
     _say(f"{output / 'model.safetensors'}: trained on {done['shapes']} shapes, {done['valid']} held out, {len(done['skipped'])} skipped; log in {output / 'log.csv'}")
 
-# %% ../nbs/70_cli.ipynb #75e32d86
+# %% ../nbs/70_cli.ipynb #c63eee6f
 def _each(paths, work):
     "Calls `work` on each path with a progress bar; names what failed and ends with code 2 if anything did."
     failed = 0
@@ -188,20 +191,43 @@ def encode(inputs: Annotated[list[Path], typer.Argument(help='Meshes, or SDFs fr
     _each(inputs, work)
 
 @app.command()
-def decode(tokens: Annotated[list[Path], typer.Argument(help='Token files from `sdfvq encode`.')], output: Output, model: Model,
+def decode(inputs: Annotated[list[Path], typer.Argument(help='Token files from `sdfvq encode`; or SDFs, which need no model.')], output: Output,
+           model: Annotated[Optional[Path], typer.Option('--model', '-m', help='Run folder or checkpoint that `sdfvq train` wrote; it made the tokens.')] = None,
+           like: Annotated[Optional[Path], typer.Option(help='CT or label volume: the output is a label volume (.nii.gz .nii .nrrd .mha) on its grid, 1 for the first input, later ones on top.')] = None,
            level: Level = 0.0, depth: Annotated[Optional[int], typer.Option(help='Residual depths to decode; by default all.')] = None,
            device: Annotated[str, typer.Option(help='cpu, cuda, cuda:1, …')] = 'cpu', overwrite: Overwrite = False):
-    "Token files as meshes (.glb .obj .ply .stl; several: .glb in a folder)."
+    "Tokens as meshes (.glb .obj .ply .stl; several: .glb in a folder), or --like a CT as organs over it."
     from sdfvq.mesh import save_mesh
-    from sdfvq.tokenizer import ShapeTokenizer
-    from sdfvq.tokens import ShapeTokens
-    targets, tok = _targets(tokens, output, '.glb'), ShapeTokenizer.from_pretrained(model, device)
+    from sdfvq.tokenizer import ShapeTokenizer, read_field
+    from sdfvq.voxelize import march
+    tok = ShapeTokenizer.from_pretrained(model, device) if model else None
+    field = lambda path: read_field(path, tok, depth)
+    if like:
+        if level: raise InputError("--level is for meshes; leave it out with --like")
+        return _over(inputs, field, like, output, overwrite)
+    targets = _targets(inputs, output, '.glb')
     def work(path):
         out = check_output(targets[path], overwrite)
-        m = tok.decode(ShapeTokens.load(path), depth, level)
+        m = march(field(path), level)
         save_mesh(m, out, overwrite)
         _say(f'{out}: {len(m.faces):,} faces')
-    _each(tokens, work)
+    _each(inputs, work)
+
+def _over(inputs, field, like, output, overwrite):
+    "Organs over their CT."
+    import numpy as np
+    from sdfvq.labels import save_labels
+    from sdfvq.ledger import organ_names
+    from sdfvq.organ import label_volume
+    from sdfvq.volume import check_volume
+    check_volume(output, overwrite)
+    names = [organ_names(p.parent).get(p.stem.partition('_r')[0], p.stem) for p in inputs]
+    volume = label_volume((field(p) for p in track(inputs, console=errors, transient=True, disable=not errors.is_terminal)), like)
+    save_labels(volume, names, output, overwrite)
+    counts = np.bincount(volume.array.ravel(), minlength=len(inputs) + 1)[1:]
+    _print_table((f'{i} {escape(name)}', f'{n:,} voxels') for i, (name, n) in enumerate(zip(names, counts), 1))
+    _say(str(output))
+    if lost := [f'{name} ({p})' for name, p, n in zip(names, inputs, counts) if not n]: raise InputError(f"{', '.join(lost)}: no voxel of {like} is inside; was it made from this scan?")
 
 @app.command()
 def evaluate(inputs: Annotated[list[Path], typer.Argument(help='Meshes.')], model: Model, output: Annotated[Optional[Path], typer.Option('-o', '--output', help='CSV file for the table.')] = None,

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'COORD_MIN', 'COORD_MAX', 'InputError', 'check_shape', 'check_device', 'voxel_size', 'voxel_to_cube',
-           'Transform', 'pack_keys', 'unpack_keys', 'morton', 'check_output', 'atomic_write']
+           'Transform', 'pack_keys', 'unpack_keys', 'morton', 'check_output', 'atomic_write', 'checksum', 'parts',
+           'stamp']
 
-# %% ../nbs/00_core.ipynb #eca9cdb1
-import os, tempfile, uuid
+# %% ../nbs/00_core.ipynb #01abf4b0
+import os, tempfile, uuid, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ class Transform:
         "Cube positions (...,3) as float64 positions in the world."
         return np.asarray(xyz, np.float64) / self.scale + self.offset
 
-# %% ../nbs/00_core.ipynb #24379ed2
+# %% ../nbs/00_core.ipynb #5cc48ee4
 COORD_MIN, COORD_MAX = -2**15 + 1, 2**15 - 2  # so that a neighbour one step away never leaves its 16 bits
 
 def pack_keys(
@@ -96,15 +97,19 @@ def pack_keys(
         lo, hi = (int(v) for v in torch.aminmax(coords))
         if lo < COORD_MIN or hi > COORD_MAX or int(coords[:, 0].min()) < 0:
             raise InputError(f"coords must lie in [{COORD_MIN}, {COORD_MAX}] with batch >= 0, got values from {lo} to {hi}")
-    b, x, y, z = (coords.long() + torch.tensor([0, 2**15, 2**15, 2**15], device=coords.device)).unbind(1)
-    return (b << 48) | (x << 32) | (y << 16) | z
+    b, *xyz = coords.unbind(1)
+    keys = b.long() << 48
+    for c, shift in zip(xyz, (32, 16, 0)): keys |= (c.long() + 2**15) << shift    # column by column: rows of int64 take four times the room
+    return keys
 
 def unpack_keys(
     keys: Tensor,  # (N,) int64 from `pack_keys`
 ) -> Tensor:       # (N,4) int32 (b,x,y,z)
     "The rows that `pack_keys` packed."
-    xyz = [((keys >> s) & 0xffff) - 2**15 for s in (32, 16, 0)]
-    return torch.stack([keys >> 48, *xyz], 1).int()
+    rows = keys.new_empty(len(keys), 4, dtype=torch.int32)
+    rows[:, 0] = keys >> 48
+    for i, shift in enumerate((32, 16, 0), 1): rows[:, i] = ((keys >> shift) & 0xffff) - 2**15
+    return rows
 
 # %% ../nbs/00_core.ipynb #a7fd409d
 def morton(
@@ -144,3 +149,29 @@ def atomic_write(
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #bb6d7afa
+def checksum(
+    path,  # Of a file that may be missing
+) -> list: # [bytes, CRC-32], or [] where there is no file
+    "What tells whether a file is still what was written."
+    size = crc = 0
+    try:
+        with open(path, 'rb') as f:
+            while data := f.read(2**20): size, crc = size + len(data), zlib.crc32(data, crc)
+    except FileNotFoundError: return []
+    return [size, crc]
+
+def parts(
+    source,  # A file, or a folder that is read as one
+) -> list:
+    "Its files: itself, or all in the folder, sorted."
+    return sorted(p for p in Path(source).iterdir() if p.is_file()) if os.path.isdir(source) else [Path(source)]
+
+def stamp(
+    source,  # A file, or a folder that is read as one
+) -> list:
+    "[bytes, nanoseconds of the last change] of each of its `parts`."
+    try: stats = [p.stat() for p in parts(source)]
+    except OSError as e: raise InputError(f"{source}: cannot be read ({e.strerror}); check the path") from e
+    return [[s.st_size, s.st_mtime_ns] for s in stats]

@@ -2,11 +2,15 @@
 import os, signal, subprocess, sys, time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import sparse
 
 from sdfvq.items import read_table
+from sdfvq.ledger import locked
 from sdfvq.mesh import blob
-from sdfvq.prepare import locked, prepare
+from sdfvq.prepare import prepare
+from sdfvq.volume import Volume, ellipsoid, save_volume
 
 COMMAND = [sys.executable, '-c', 'from sdfvq.cli import main; main()', 'prepare', 'in', '--resolutions', '16,32', '--workers', '2']
 
@@ -22,6 +26,8 @@ def folder(tmp_path):
 def start(folder, out, **kw): return subprocess.Popen([*COMMAND, '-o', out], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kw)
 
 def state(out): return {p.name: p.read_bytes() for p in Path(out).iterdir() if p.suffix in ('.npz', '.csv')}
+
+def computed(out): return [r for r in read_table(out/'metadata.csv') if r['sdf_computed'] == 'True'] if (out/'metadata.csv').exists() else []
 
 def wait_for(what, seconds=300):
     end = time.time() + seconds
@@ -44,12 +50,13 @@ linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='looks i
 def test_killed_run_goes_on_to_the_same_bytes(folder):
     whole = start(folder, 'whole'); whole.communicate()
     assert whole.returncode == 2 and len(state(folder/'whole')) == 33       # 16 shapes at two resolutions, and the table
-    for n in (2, 18):
+    for n in (2, 5):
         run = start(folder, 'cut')
-        wait_for(lambda: len(list(folder.glob('cut/[0-9a-f]*_r*.npz'))) >= n)
+        wait_for(lambda: len(computed(folder/'cut')) >= n)                   # the table is there while the run goes on
         run.send_signal(signal.SIGKILL); run.communicate()
         wait_for(lambda: not processes(folder, 'sdfvq.workers'), 10)        # workers end with their parent, though one may be at work
-        assert not (folder/'cut'/'metadata.csv').exists()
+        assert all((folder/'cut'/f'{row["sha256"]}_r{r}.npz').exists() for row in computed(folder/'cut') for r in (16, 32))
+        assert len(computed(folder/'cut')) < 16
         (folder/'cut'/f'.{"0" * 64}_r16-{"1" * 32}.npz').write_text('left by a writer that was killed')
     kept = {p: p.stat().st_ino for p in folder.glob('cut/[0-9a-f]*_r*.npz')}
     last = start(folder, 'cut'); said = last.communicate()[0]
@@ -109,6 +116,34 @@ def test_own_columns_stay(folder):
     assert (rows['in/blob 01.ply']['captions'], rows['in/blob 01.ply']['price']) == ('["one", "uno"]', '1')
     assert (rows['in/twin.ply']['captions'], rows['in/twin.ply']['other_files']) == ('["a", "b", "c"]', '["in/blob 03.ply"]')
     assert 'cannot be read (No such file' in rows['in/none.ply']['r16_error'] and 'no file' in rows['']['r16_error']
+
+def test_bad_input_is_named_and_costs_itself_alone(folder):
+    "Each bad file has its row and its reason; what is odd but good is made."
+    sitk = pytest.importorskip('SimpleITK', reason='optional: pip install SimpleITK')
+    d = folder/'bad'; (d/'closed').mkdir(parents=True); (d/'closed'/'x.ply').write_text('x')
+    ball = ellipsoid((9, 9, 9)).array
+    def volume(name, array, affine=np.eye(4)): save_volume(Volume(array, affine), d/name)
+    blob(1, subdivisions=3).export(d/'shape.glb')
+    (d/'cut.glb').write_bytes((d/'shape.glb').read_bytes()[:-400]); (d/'text.glb').write_text('no mesh')
+    (d/'a b\n\u00fc\u96f6.ply').write_bytes((folder/'in'/'blob 03.ply').read_bytes()); (d/'twin.ply').write_bytes((folder/'in'/'blob 03.ply').read_bytes())
+    lone = np.zeros((5, 6, 7), np.uint8); lone[2, 3, 3] = 1
+    for name, array in (('empty.nii.gz', ball * 0), ('lone.nii.gz', lone), ('border.nii.gz', ball[:11]), ('float.nrrd', ball * .5), ('whole.nrrd', ball * 1.)): volume(name, array)
+    volume('shear.nii', ball); raw = bytearray((d/'shear.nii').read_bytes()); raw[280:284] = np.float32(1.5).tobytes(); raw[284:288] = np.float32(.9).tobytes(); (d/'shear.nii').write_bytes(raw)
+    sitk.WriteImage(sitk.Image([4, 4, 4, 2], sitk.sitkUInt8), str(d/'time.nii.gz'))
+    (d/'7').mkdir(); np.save(d/'7'/'image.npy', ball[None] * 1.); sparse.save_npz(d/'7'/'mask_(1, 9, 9, 9).npz', sparse.csr_matrix(ball.reshape(1, -1)))
+    (d/'closed').chmod(0)
+    readable = os.access(d/'closed', os.R_OK)      # to root all is open
+    try: s = prepare(d, folder/'out', [16], workers=1)
+    finally: (d/'closed').chmod(0o755)
+    rows = {r['file']: r for r in read_table(folder/'out'/'metadata.csv')}
+    said = {'cut.glb': 'not a readable glb', 'text.glb': 'not a readable glb', 'empty.nii.gz': 'no labels, all voxels are 0', 'float.nrrd': 'labels must be whole numbers',
+            'shear.nii': 'non-orthogonal affine', 'time.nii.gz': '4-D volume of 4\u00d74\u00d74\u00d72', '7': 'its name says (1, 9, 9, 9)',
+            **({'closed/x.ply': 'ply'} if readable else {'closed': 'cannot be listed'})}
+    assert all(words in rows[name]['r16_error'] and rows[name]['sdf_computed'] == 'False' for name, words in said.items()), {n: rows[n]['r16_error'] for n in said}
+    good = {name for name, r in rows.items() if r['sdf_computed'] == 'True'}
+    assert good == {'shape.glb', 'a b\n\u00fc\u96f6.ply', 'lone.nii.gz', 'border.nii.gz', 'whole.nrrd'} and s.failed.total() == len(said) and s.same == 1
+    assert rows['a b\n\u00fc\u96f6.ply']['other_files'] == '["twin.ply"]'
+    assert "closed where the volume's border cuts it, on 1 side" in rows['border.nii.gz']['sign'] and 'its 1 voxels say' in rows['lone.nii.gz']['sign']
 
 @linux
 def test_ray_cluster_that_loses_a_worker(folder):
