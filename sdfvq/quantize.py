@@ -6,7 +6,7 @@
 __all__ = ['DEAD', 'KINDS', 'Quantized', 'Quantizer', 'check_quantizer', 'VectorQuantizer', 'gap', 'ResidualVQ', 'SimVQ',
            'fsq_levels', 'FSQ', 'make_quantizer', 'quantizer_health']
 
-# %% ../nbs/30_quantize.ipynb #454aa1d7
+# %% ../nbs/30_quantize.ipynb #3a565b74
 import math, warnings
 from itertools import combinations_with_replacement
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .core import InputError, check_shape
 from .ops import nearest_code
-from .codebook import ESTIMATORS, PER_CODE, History, Straight, Units, as_first, code_sums, codebook_health, draw, far_rows, finite_rows, gumbel, joint, kmeans
+from .codebook import ESTIMATORS, PER_CODE, History, Straight, Units, as_first, code_sums, codebook_health, draw, far_rows, finite_rows, gumbel, joint, joint_count, kmeans
 
 # %% ../nbs/30_quantize.ipynb #abd5ce76
 class Quantized(NamedTuple):
@@ -93,7 +93,7 @@ def check_quantizer(
     assert set(out.losses) == {'codebook', 'commitment'} and all(v.dim() == 0 and v.isfinite() for v in out.losses.values())
     assert all(torch.equal(v, before[k]) for k, v in q.state_dict().items()), 'eval mode changed the state'
 
-# %% ../nbs/30_quantize.ipynb #6d72057a
+# %% ../nbs/30_quantize.ipynb #aaad4fba
 DEAD = 0.2   # share of a code's fair part below which it is moved
 
 class VectorQuantizer(Quantizer):
@@ -262,8 +262,8 @@ class VectorQuantizer(Quantizer):
         super()._load_from_state_dict(state, prefix, *args)
 
 def gap(a: Tensor, b: Tensor) -> Tensor:
-    "Mean squared difference over all elements; 0 where there are none."
-    return F.mse_loss(a, b, reduction='sum') / max(a.numel(), 1)
+    "Mean squared difference over all elements, or this process's share of it; 0 where there are none."
+    return F.mse_loss(a, b, reduction='sum') / joint_count(a.numel(), a)
 
 # %% ../nbs/30_quantize.ipynb #d9a0e142
 class ResidualVQ(VectorQuantizer):

@@ -201,7 +201,7 @@ class Board(TensorBoardCallback):
     def after_epoch(self):
         for name, value in zip(self.recorder.metric_names[1:-1], self.recorder.log[1:-1]): self.writer.add_scalar(name, value, self.clock.total)
 
-# %% ../nbs/47_runs.ipynb #4095869d
+# %% ../nbs/47_runs.ipynb #75e0272b
 def reconstruct(
     model,           # `SparseSDFVQVAE`, in eval mode
     sdf: SparseSDF,
@@ -215,11 +215,11 @@ class Samples(Callback):
     "Input and reconstruction of the first validation shapes as PNG and GLB in samples/step*/, at the end of rounds."
     order = WeightAverage.order - 1
     def __init__(self, folder: RunFolder, every: int, n: int, quantize: bool):
-        self.folder, self.every, self.n, self.quantize, self.last = folder, every, n, quantize, None
+        self.folder, self.every, self.n, self.quantize = folder, every, n, quantize
 
-    def before_fit(self): self.last = self.clock.step
     def after_validate(self):
-        due, self.last = self.clock.step // self.every > self.last // self.every or self.clock.share >= 1, self.clock.step
+        step, begin = self.clock.step, (self.clock.step - 1) // self.rounds.every * self.rounds.every
+        due = step // self.every > begin // self.every or self.clock.share >= 1
         if not due or processes()[0] or not self.n: return
         out = self.folder.path/'samples'/f'step{self.clock.total:07d}'
         half = out.with_name('.' + out.name)
