@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .core import InputError, check_shape
 from .ops import nearest_code
 
-# %% ../nbs/29_codebook.ipynb #8bf610bd
+# %% ../nbs/29_codebook.ipynb #e887a2de
 def processes(
 ) -> tuple:  # (rank, how many)
     "This process and how many there are: (0, 1) without `torch.distributed`."
@@ -33,11 +33,11 @@ def joint(
 
 def joint_count(
     n: int,     # Terms of this process's sum
-    x: Tensor,  # Says on which device
+    x: Tensor,  # Says on which device, and how fine
 ) -> Tensor:    # at least 1
     "What a sum is divided by to become this process's share of a mean: the terms of all processes where there is a gradient, else its own."
     n = torch.tensor(n, dtype=torch.float64, device=x.device)
-    return (joint(n) if torch.is_grad_enabled() else n).clamp(min=1)
+    return (joint(n) if torch.is_grad_enabled() else n).clamp(min=1).to(torch.promote_types(x.dtype, torch.float32))
 
 def as_first(*tensors: Tensor):
     "Every process takes over what the first one has, in place."

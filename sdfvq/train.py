@@ -159,7 +159,7 @@ def stop_on_sigterm(clock: Clock):
     try: yield
     finally: signal.signal(signal.SIGTERM, old)
 
-# %% ../nbs/48_train.ipynb #3d82a9ef
+# %% ../nbs/48_train.ipynb #76b3c08f
 def join_processes(
     device: str = '',  # '': a GPU if there is one
 ) -> str:              # This process's device
@@ -178,7 +178,7 @@ def train(
     valid=None,            # Folder of shapes to validate on; None: a tenth of the data
     device: str = '',      # '': a GPU if there is one
     resume: bool = False,  # Go on with the run in the folder
-) -> dict:                 # shapes, valid, skipped, rates
+) -> dict:                 # shapes, valid, skipped, rates; of the first of several processes
     "Trains a tokenizer. `Stopped` after SIGTERM, the state being saved."
     device, (rank, world), t = join_processes(device), processes(), config.trainer
     auto_precision(t.precision, device)
@@ -202,7 +202,8 @@ def train(
     if world > 1: dist.barrier()
     set_seed(t.seed + rank)
     fit_stages(dls, model, folder, t, times, state)
-    return used | dict(skipped=dict(dls.train.skipped))
+    if world > 1: dist.destroy_process_group()
+    return {} if rank else used | dict(skipped=dict(dls.train.skipped))
 
 def same_config(
     old: dict,           # config.json

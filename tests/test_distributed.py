@@ -46,7 +46,7 @@ def work(out):
             world_loss = self.learn.loss.detach().clone()
             if world > 1: dist.all_reduce(world_loss)
             self.losses.append(float(world_loss) / world)
-            self.learn.loss = self.learn.loss.float()        # fastai's running mean is of fp32
+            if kind == 'float64': self.learn.loss = self.learn.loss.float()        # fastai's running mean is of fp32
         def before_step(self):
             if self.first is None: self.first = {k: p.grad.clone() for k, p in self.model.named_parameters() if p.grad is not None}
 
