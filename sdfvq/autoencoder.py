@@ -6,7 +6,7 @@
 __all__ = ['presets', 'SHELL', 'VQVAEConfig', 'preset', 'SparseSDFEncoder', 'SparseSDFDecoder', 'halos', 'inside', 'cubes',
            'full_grid', 'fill']
 
-# %% ../nbs/25_autoencoder.ipynb #1d12af2e
+# %% ../nbs/25_autoencoder.ipynb #c83e46a3
 from dataclasses import dataclass, fields
 from itertools import groupby
 
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import TransformerBlock, position_embedding, windows
 from .conv import DownBlock, SparseLinear, SubmConv3d, UpBlock, chosen_backend, conv_backend
-from .core import InputError, wide
+from .core import InputError, widened
 from .sparse import SparseTensor, prune as cut
 
 # %% ../nbs/25_autoencoder.ipynb #b1d12c01
@@ -108,7 +108,7 @@ def preset(name: str) -> VQVAEConfig:
     if name not in presets: raise InputError(f"unknown preset {name!r}; known are {', '.join(presets)}")
     return presets[name]
 
-# %% ../nbs/25_autoencoder.ipynb #11900324
+# %% ../nbs/25_autoencoder.ipynb #28fbad1a
 def _blocks(config, channels, heads, n):
     size, how = config.window_size, dict(mode=config.attention, rotary=config.rotary)
     return nn.ModuleList([TransformerBlock(channels, heads, size, shift=size // 2 * (i % 2), **how) for i in range(n)])
@@ -152,9 +152,9 @@ class SparseSDFEncoder(_Half):
         x = self.input_layer1(x)
         for block in self.downsample: x = _run(block, self.use_checkpoint, x)
         x = self.mix(x, factor)
-        return self.out_layer(x.replace(F.layer_norm(wide(x.feats), x.feats.shape[1:]).to(x.dtype)))
+        return self.out_layer(x.replace(F.layer_norm(widened(x.feats), x.feats.shape[1:]).to(x.dtype)))
 
-# %% ../nbs/25_autoencoder.ipynb #8b06e798
+# %% ../nbs/25_autoencoder.ipynb #611b57b6
 SHELL = 3**.5   # voxels: from one corner of a cell to the opposite one
 
 class SparseSDFDecoder(_Half):
@@ -232,7 +232,7 @@ class SparseSDFDecoder(_Half):
     def _sdf(self, x):
         # In fp32 whatever the rest runs in: a bf16 tanh rounds to ±1 early, its gradient is 0 there, and training stops for good.
         with torch.autocast(x.device.type, enabled=False):
-            return x.replace(F.linear(*map(wide, (x.feats, self.out_layer.weight, self.out_layer.bias))).tanh())
+            return x.replace(F.linear(*map(widened, (x.feats, self.out_layer.weight, self.out_layer.bias))).tanh())
 
 # %% ../nbs/25_autoencoder.ipynb #7c4937e0
 def halos(

@@ -7,7 +7,7 @@ __all__ = ['BACKENDS', 'TOLERANCE', 'to_spconv', 'from_spconv', 'to_torchsparse'
            'conv_backend', 'load_backend', 'backend_version', 'prove_backend', 'subm_conv', 'SubmConv3d',
            'SparseGroupNorm', 'SparseSiLU', 'SparseLinear', 'DownBlock', 'UpBlock']
 
-# %% ../nbs/21_conv.ipynb #0ee51fe1
+# %% ../nbs/21_conv.ipynb #f0a77b47
 import copy, ctypes, functools, math, os, sys, threading
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .core import InputError, wide
+from .core import InputError, widened
 from .ops import conv, join
 from .sparse import SparseTensor, pool, subdivide, upsample
 
@@ -247,12 +247,12 @@ class SubmConv3d(nn.Module):
     ) -> SparseTensor:
         return subm_conv(x, self.conv['kernel'], self.conv['bias'], at=at)
 
-# %% ../nbs/21_conv.ipynb #0c7dad54
+# %% ../nbs/21_conv.ipynb #d39a2997
 class SparseGroupNorm(nn.GroupNorm):
     "`nn.GroupNorm` over all voxels of each item, computed in fp32."
     def forward(self, x: SparseTensor) -> SparseTensor:
-        feats = wide(x.feats)
-        items = [torch.group_norm(f.T[None], self.num_groups, wide(self.weight), wide(self.bias), self.eps)[0].T if len(f) else f
+        feats = widened(x.feats)
+        items = [torch.group_norm(f.T[None], self.num_groups, widened(self.weight), widened(self.bias), self.eps)[0].T if len(f) else f
                  for f in feats.split(x.counts.tolist())]
         return x.replace(torch.cat(items).to(x.dtype) if items else x.feats)
 

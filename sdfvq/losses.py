@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DISTANCES', 'SIDES', 'AXES', 'distance', 'far_sides', 'extra_targets', 'sharp_voxels', 'prune_loss', 'VQVAELoss']
 
-# %% ../nbs/33_losses.ipynb #f9a45532
+# %% ../nbs/33_losses.ipynb #8bad7280
 import math
 
 import torch
@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .codebook import joint_count
-from .core import InputError, wide
+from .core import InputError, widened
 from .ops import gather_blocks
 from .sparse import SparseTensor, align, ancestors, batch_tensor, child_targets
 
-# %% ../nbs/33_losses.ipynb #75e5caef
+# %% ../nbs/33_losses.ipynb #01a70d24
 DISTANCES = dict(l1=F.l1_loss, mse=F.mse_loss, l2=F.mse_loss)
 
 def distance(
@@ -28,7 +28,7 @@ def distance(
     "Mean distance of the kind asked for, or this process's share of it; 0 where there is nothing to compare."
     kinds = kind.split('+')
     if bad := [k for k in kinds if k not in DISTANCES]: raise InputError(f"loss_type must be l1, mse or l1+l2, got {'+'.join(bad)!r}")
-    return sum(DISTANCES[k](wide(got), wide(want), reduction='sum') for k in kinds) / joint_count(got.numel(), got)
+    return sum(DISTANCES[k](widened(got), widened(want), reduction='sum') for k in kinds) / joint_count(got.numel(), got)
 
 # %% ../nbs/33_losses.ipynb #621391f9
 def far_sides(
@@ -100,13 +100,13 @@ def sharp_voxels(
     found = surface[_of_neighbors(normals, map, surface, edge)]
     return torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill_(0, found, True)
 
-# %% ../nbs/33_losses.ipynb #2c50fd96
+# %% ../nbs/33_losses.ipynb #1b3e3292
 def prune_loss(
     heads: list, # of (logits (V,8), corner 4dx + 2dy + dz; the grid one scale finer that should exist): two SparseTensors each
 ) -> Tensor:
     "Binary cross entropy of the children's logits: the mean over each head, then over the heads, so that every head learns as fast."
     def loss(logits, finer):
-        x = wide(logits.feats)
+        x = widened(logits.feats)
         return F.binary_cross_entropy_with_logits(x, child_targets(logits, finer).to(x.dtype), reduction='sum') / joint_count(x.numel(), x)
     return sum(loss(*head) for head in heads) / len(heads)
 
