@@ -6,7 +6,7 @@
 __all__ = ['position_embedding', 'places', 'Windows', 'windows', 'check_window', 'rotary_phases', 'check_rotary', 'rotate',
            'Permute', 'varlen_takes', 'window_attention', 'WindowAttention', 'FeedForward', 'TransformerBlock']
 
-# %% ../nbs/22_attention.ipynb #017cf902
+# %% ../nbs/22_attention.ipynb #85c4224c
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
-from .core import InputError, morton, pack_keys
+from .core import InputError, morton, pack_keys, widened
 from .sparse import SparseTensor
 
 # %% ../nbs/22_attention.ipynb #900b0caf
@@ -160,7 +160,7 @@ def _by_length(q, k, v, groups):
            for nl, *qkv in zip(groups, q.split(rows), k.split(rows), v.split(rows))]
     return torch.cat(out) if out else v
 
-# %% ../nbs/22_attention.ipynb #1b5fb870
+# %% ../nbs/22_attention.ipynb #61093487
 class WindowAttention(nn.Module):
     "Multi-head attention within windows."
     def __init__(self,
@@ -205,7 +205,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.attn, self.mlp = WindowAttention(channels, heads, window, shift, mode, rotary), FeedForward(channels, ratio)
 
-    def norm(self, feats: Tensor) -> Tensor: return F.layer_norm(feats.float(), feats.shape[1:], eps=1e-6).to(feats.dtype)
+    def norm(self, feats: Tensor) -> Tensor: return F.layer_norm(widened(feats), feats.shape[1:], eps=1e-6).to(feats.dtype)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         x = x.replace(x.feats + self.attn(x.replace(self.norm(x.feats))))

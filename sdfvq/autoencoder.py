@@ -6,7 +6,7 @@
 __all__ = ['presets', 'SHELL', 'VQVAEConfig', 'preset', 'SparseSDFEncoder', 'SparseSDFDecoder', 'halos', 'inside', 'cubes',
            'full_grid', 'fill']
 
-# %% ../nbs/25_autoencoder.ipynb #1ebeb991
+# %% ../nbs/25_autoencoder.ipynb #15005312
 from dataclasses import dataclass, fields
 from itertools import groupby
 
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import TransformerBlock, position_embedding, windows
 from .conv import DownBlock, SparseLinear, SubmConv3d, UpBlock, chosen_backend, conv_backend
-from .core import InputError
+from .core import InputError, widened
 from .sparse import SparseTensor, prune as cut
 from .weights import check_names
 
@@ -96,7 +96,7 @@ class VQVAEConfig:
         check_names(d, {f.name for f in fields(cls)}, 'model settings')
         return cls(**d)
 
-# %% ../nbs/25_autoencoder.ipynb #f8d034f6
+# %% ../nbs/25_autoencoder.ipynb #c4da3caf
 presets = dict(
     tiny=VQVAEConfig(embed_dim=16, resolution=16, model_channels_encoder=64, num_blocks_encoder=1, num_heads_encoder=2,
                      model_channels_decoder=64, num_blocks_decoder=1, num_heads_decoder=2, factor=4, num_embeddings=1024, plus_one_pooling=False),
@@ -114,7 +114,7 @@ def preset(name: str) -> VQVAEConfig:
     if name not in presets: raise InputError(f"unknown preset {name!r}; known are {', '.join(presets)}")
     return presets[name]
 
-# %% ../nbs/25_autoencoder.ipynb #5a1c1719
+# %% ../nbs/25_autoencoder.ipynb #28fbad1a
 def _blocks(config, channels, heads, n):
     size, how = config.window_size, dict(mode=config.attention, rotary=config.rotary)
     return nn.ModuleList([TransformerBlock(channels, heads, size, shift=size // 2 * (i % 2), **how) for i in range(n)])
@@ -158,9 +158,9 @@ class SparseSDFEncoder(_Half):
         x = self.input_layer1(x)
         for block in self.downsample: x = _run(block, self.use_checkpoint, x)
         x = self.mix(x, factor)
-        return self.out_layer(x.replace(F.layer_norm(x.feats.float(), x.feats.shape[1:]).to(x.dtype)))
+        return self.out_layer(x.replace(F.layer_norm(widened(x.feats), x.feats.shape[1:]).to(x.dtype)))
 
-# %% ../nbs/25_autoencoder.ipynb #5f66e541
+# %% ../nbs/25_autoencoder.ipynb #611b57b6
 SHELL = 3**.5   # voxels: from one corner of a cell to the opposite one
 
 class SparseSDFDecoder(_Half):
@@ -238,7 +238,7 @@ class SparseSDFDecoder(_Half):
     def _sdf(self, x):
         # In fp32 whatever the rest runs in: a bf16 tanh rounds to ±1 early, its gradient is 0 there, and training stops for good.
         with torch.autocast(x.device.type, enabled=False):
-            return x.replace(F.linear(x.feats.float(), self.out_layer.weight.float(), self.out_layer.bias.float()).tanh())
+            return x.replace(F.linear(*map(widened, (x.feats, self.out_layer.weight, self.out_layer.bias))).tanh())
 
 # %% ../nbs/25_autoencoder.ipynb #7c4937e0
 def halos(

@@ -6,7 +6,7 @@
 __all__ = ['Clock', 'Rounds', 'rate', 'Schedule', 'Precision', 'Accumulate', 'JointGradients', 'WeightAverage', 'Revival',
            'NaNGuard', 'StepProgress']
 
-# %% ../nbs/45_callbacks.ipynb #1bd5f797
+# %% ../nbs/45_callbacks.ipynb #0b5ad096
 import math, time
 
 import torch
@@ -15,6 +15,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.training import GradientClip
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from .quantizer import as_first, joint, processes
 
@@ -79,7 +80,7 @@ class Schedule(Callback):
     def __init__(self, lr: float, last: float, warm: float): self.highest, self.last, self.warm = lr, last, warm
     def before_batch(self): self.opt.set_hypers(lr=rate(self.clock.share, self.highest, self.last, self.warm))
 
-# %% ../nbs/45_callbacks.ipynb #f4990819
+# %% ../nbs/45_callbacks.ipynb #e0029edc
 class Precision(MixedPrecision):
     "fastai's, for any device and without turning the output to fp32: it has sparse tensors, and the losses compute in fp32 anyway."
     def before_fit(self):
@@ -97,12 +98,15 @@ class Accumulate(Callback):
 
 class JointGradients(Callback):
     "Losses are shares of what all processes have together, and gradients are summed: one step of one process with all shapes."
-    order = Accumulate.order + 1
-    def after_loss(self): self.learn.loss = self.loss * processes()[1]     # fastai logs the mean over the processes
+    order, run_valid = Accumulate.order + 1, False
+    def after_loss(self):
+        parts = self.loss_func.parts                                        # what is logged is of all
+        self.loss_func.parts = dict(zip(parts, joint(torch.stack([v.detach().float() for v in parts.values()]))))
+        self.learn.loss = self.loss * processes()[1]                        # fastai logs the mean over the processes
     def before_step(self):
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        flat = joint(torch._utils._flatten_dense_tensors(grads))
-        for g, new in zip(grads, torch._utils._unflatten_dense_tensors(flat, grads)): g.copy_(new)
+        flat = joint(_flatten_dense_tensors(grads))
+        for g, new in zip(grads, _unflatten_dense_tensors(flat, grads)): g.copy_(new)
 
 # %% ../nbs/45_callbacks.ipynb #5c649c28
 class WeightAverage(Callback):

@@ -123,7 +123,7 @@ def inspect(folder: Annotated[Path, typer.Argument(help='Folder that `sdfvq prep
     _print_table((escape(name), escape(str(value))) for name, value in rows)   # reasons and names may look like markup
     if files: _say('\n'.join(['samples:', *(f'  {f}' for f in files)]))
 
-# %% ../nbs/70_cli.ipynb #e1d955d7
+# %% ../nbs/70_cli.ipynb #eb5e404d
 @app.command()
 def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare` wrote, or of meshes.')],
           output: Annotated[Path, typer.Option('-o', '--output', help='Run folder: checkpoints, logs, samples, model.safetensors.')],
@@ -151,6 +151,7 @@ def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare`
     except Stopped as e:
         errors.print(f'{e}; go on with --resume', highlight=False)
         raise typer.Exit(143)
+    if not done: return   # the first of several processes says it
     for name, why in done['skipped'].items(): errors.print(f'skipped {name}: {why}', markup=False, highlight=False, soft_wrap=True)
     _say(f"{output / 'model.safetensors'}: trained on {done['shapes']} shapes, {done['valid']} held out, {len(done['skipped'])} skipped; log in {output / 'log.csv'}")
 

@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['DISTANCES', 'SIDES', 'AXES', 'distance', 'far_sides', 'extra_targets', 'sharp_voxels', 'prune_loss', 'VQVAELoss']
 
-# %% ../nbs/33_losses.ipynb #fbf511be
+# %% ../nbs/33_losses.ipynb #8bad7280
 import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .core import InputError
+from .quantizer import joint_count
+from .core import InputError, widened
 from .ops import gather_blocks
 from .sparse import SparseTensor, align, ancestors, batch_tensor, child_targets
 
-# %% ../nbs/33_losses.ipynb #5dba3545
+# %% ../nbs/33_losses.ipynb #01a70d24
 DISTANCES = dict(l1=F.l1_loss, mse=F.mse_loss, l2=F.mse_loss)
 
 def distance(
@@ -24,11 +25,10 @@ def distance(
     want: Tensor,    # (P,1)
     kind: str = 'l1' # "l1", "mse" (= "l2"), or several joined by +, as in "l1+l2"
 ) -> Tensor:
-    "Mean distance of the kind asked for; 0 where there is nothing to compare."
+    "Mean distance of the kind asked for, or this process's share of it; 0 where there is nothing to compare."
     kinds = kind.split('+')
     if bad := [k for k in kinds if k not in DISTANCES]: raise InputError(f"loss_type must be l1, mse or l1+l2, got {'+'.join(bad)!r}")
-    if not len(got): return got.sum()
-    return sum(DISTANCES[k](got.float(), want.float()) for k in kinds)
+    return sum(DISTANCES[k](widened(got), widened(want), reduction='sum') for k in kinds) / joint_count(got.numel(), got)
 
 # %% ../nbs/33_losses.ipynb #621391f9
 def far_sides(
@@ -100,14 +100,14 @@ def sharp_voxels(
     found = surface[_of_neighbors(normals, map, surface, edge)]
     return torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill_(0, found, True)
 
-# %% ../nbs/33_losses.ipynb #9948088e
+# %% ../nbs/33_losses.ipynb #1b3e3292
 def prune_loss(
     heads: list, # of (logits (V,8), corner 4dx + 2dy + dz; the grid one scale finer that should exist): two SparseTensors each
 ) -> Tensor:
     "Binary cross entropy of the children's logits: the mean over each head, then over the heads, so that every head learns as fast."
     def loss(logits, finer):
-        if not len(logits): return logits.feats.float().sum()
-        return F.binary_cross_entropy_with_logits(logits.feats.float(), child_targets(logits, finer).float())
+        x = widened(logits.feats)
+        return F.binary_cross_entropy_with_logits(x, child_targets(logits, finer).to(x.dtype), reduction='sum') / joint_count(x.numel(), x)
     return sum(loss(*head) for head in heads) / len(heads)
 
 # %% ../nbs/33_losses.ipynb #fe0d7583

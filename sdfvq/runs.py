@@ -6,7 +6,7 @@
 __all__ = ['WRITTEN', 'read_checkpoint', 'write_checkpoint', 'RunFolder', 'cut_log', 'cut_events', 'random_state',
            'set_random_state', 'Checkpoints', 'RunLog', 'Board', 'reconstruct', 'Samples', 'write_sample']
 
-# %% ../nbs/47_runs.ipynb #7158c4ae
+# %% ../nbs/47_runs.ipynb #2ae81d5d
 import io, json, os, random, shutil, warnings, zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger
-from fastai.callback.tensorboard import TensorBoardCallback
 
 from .callbacks import Rounds, WeightAverage
 from .quantizer import processes
@@ -26,16 +25,15 @@ from .mesh import save_mesh
 from .view import picture
 from .voxelize import SparseSDF, march
 
-# %% ../nbs/47_runs.ipynb #58eff289
+# %% ../nbs/47_runs.ipynb #f23a4968
 def read_checkpoint(
-    path,          # From `write_checkpoint`
-    device='cpu',  # Where its tensors go
-) -> dict:
+    path,    # From `write_checkpoint`
+) -> dict:   # Its tensors on the CPU
     "The state; a file that was cut or altered is an error."
     try:
         with zipfile.ZipFile(path) as z:
             if bad := z.testzip(): raise zipfile.BadZipFile(f'{bad} was altered')    # torch itself does not compare the checksums
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location='cpu', weights_only=True)
     except (OSError, EOFError, zipfile.BadZipFile, RuntimeError, KeyError, ValueError) as e: raise InputError(f"checkpoint {path} is damaged ({e})") from e
 
 def write_checkpoint(
@@ -84,11 +82,11 @@ class RunFolder:
         for old in self.checkpoints()[:-self.keep]: old.unlink()
         return True
 
-    def load(self, device='cpu'):
+    def load(self):
         "The state of the newest checkpoint that can be read; None if none was written yet."
         found = self.checkpoints()
         for path in reversed(found):
-            try: return read_checkpoint(path, device)
+            try: return read_checkpoint(path)
             except InputError as e: warnings.warn(f"{e}: the one before it is used")
         if found: raise InputError(f"none of the {len(found)} checkpoints in {self.path/'ckpts'} can be read; begin anew in another folder")
 
@@ -126,7 +124,7 @@ def cut_events(
         for e in kept: writer.write(e)
         writer.flush()
 
-# %% ../nbs/47_runs.ipynb #22042fd8
+# %% ../nbs/47_runs.ipynb #a6021406
 def random_state() -> dict:
     "Of torch, numpy and Python, as a checkpoint can hold it."
     kind, key, *rest = np.random.get_state()
@@ -134,10 +132,10 @@ def random_state() -> dict:
                 cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
 
 def set_random_state(state: dict):
-    torch.set_rng_state(state['torch'].cpu())
+    torch.set_rng_state(state['torch'])
     np.random.set_state(state['numpy'])
     random.setstate((state['python'][0], tuple(state['python'][1]), state['python'][2]))
-    if state['cuda']: torch.cuda.set_rng_state_all([s.cpu() for s in state['cuda']])
+    if state['cuda']: torch.cuda.set_rng_state_all(state['cuda'])
 
 class Checkpoints(Callback):
     "Saves the state every so many steps, at the stage's begin and end, and when asked to stop; begins from one that was read."
@@ -173,13 +171,13 @@ class Checkpoints(Callback):
         self.learn.train_iter, self.learn.first = c.total, c.step // self.rounds.every
         self.model.load_state_dict(s['model']); self.opt.load_state_dict(s['optimizer'])
         if s['scaler']: self.learn.scaler.load_state_dict(s['scaler'])
-        if s['average']: self.learn.weight_average.average = s['average']
-        smooth.count, smooth.val = s['smooth'][0], s['smooth'][1].cpu()
+        if s['average']: self.learn.weight_average.average = [a.to(p.device) for a, p in zip(s['average'], self.model.parameters())]
+        smooth.count, smooth.val = s['smooth']
         self.dls.train.load_state_dict(s['loader']); self.dls.train.skipped.update(s['skipped'])
         self.revival.revived = s['revived']
         set_random_state(s['random'][processes()[0]])
 
-# %% ../nbs/47_runs.ipynb #1d77503f
+# %% ../nbs/47_runs.ipynb #c358b4f6
 class RunLog(CSVLogger):
     "fastai's, which goes on with a file that is there."
     def __init__(self, path): super().__init__(path, append=True)
@@ -189,11 +187,14 @@ class RunLog(CSVLogger):
         if new: self.file.write(','.join(self.recorder.metric_names) + '\n')
         self.old_logger, self.learn.logger = self.logger, self._write_line
 
-class Board(TensorBoardCallback):
-    "fastai's TensorBoard without what sparse batches cannot have; every so many steps the loss, its parts and the rate."
-    def __init__(self, folder, every: int):
-        super().__init__(folder, trace_model=False, log_preds=False)
-        self.every = every
+class Board(Callback):
+    "TensorBoard: every so many steps the loss, its parts and the rate, after each round what the log has. fastai's would log each validation batch, too."
+    order = CSVLogger.order + 1
+    def __init__(self, folder: Path, every: int): self.folder, self.every = folder, every
+    def before_fit(self):
+        from torch.utils.tensorboard import SummaryWriter    # of the extra [train]
+        self.writer = SummaryWriter(self.folder)
+    def after_fit(self): self.writer.close()
     def after_batch(self):
         if not self.training or self.clock.between or self.clock.step % self.every: return
         for name, value in dict(train_loss=self.smooth_loss, lr=self.opt.hypers[0]['lr'], **{f'train_{k}': v for k, v in self.loss_func.parts.items()}).items():
@@ -201,7 +202,7 @@ class Board(TensorBoardCallback):
     def after_epoch(self):
         for name, value in zip(self.recorder.metric_names[1:-1], self.recorder.log[1:-1]): self.writer.add_scalar(name, value, self.clock.total)
 
-# %% ../nbs/47_runs.ipynb #4095869d
+# %% ../nbs/47_runs.ipynb #75e0272b
 def reconstruct(
     model,           # `SparseSDFVQVAE`, in eval mode
     sdf: SparseSDF,
@@ -215,11 +216,11 @@ class Samples(Callback):
     "Input and reconstruction of the first validation shapes as PNG and GLB in samples/step*/, at the end of rounds."
     order = WeightAverage.order - 1
     def __init__(self, folder: RunFolder, every: int, n: int, quantize: bool):
-        self.folder, self.every, self.n, self.quantize, self.last = folder, every, n, quantize, None
+        self.folder, self.every, self.n, self.quantize = folder, every, n, quantize
 
-    def before_fit(self): self.last = self.clock.step
     def after_validate(self):
-        due, self.last = self.clock.step // self.every > self.last // self.every or self.clock.share >= 1, self.clock.step
+        step, begin = self.clock.step, (self.clock.step - 1) // self.rounds.every * self.rounds.every
+        due = step // self.every > begin // self.every or self.clock.share >= 1
         if not due or processes()[0] or not self.n: return
         out = self.folder.path/'samples'/f'step{self.clock.total:07d}'
         half = out.with_name('.' + out.name)

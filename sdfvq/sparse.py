@@ -6,7 +6,7 @@
 __all__ = ['SparseTensor', 'sparse_cat', 'sparse_unbind', 'batch_tensor', 'to_dense', 'from_dense', 'pool', 'child_mask', 'prune',
            'subdivide', 'upsample', 'ancestors', 'child_targets', 'align']
 
-# %% ../nbs/20_sparse.ipynb #112006ae
+# %% ../nbs/20_sparse.ipynb #ab676f9e
 import weakref
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .core import COORD_MAX, COORD_MIN, InputError, check_shape, pack_keys
+from .core import COORD_MAX, COORD_MIN, InputError, check_shape, pack_keys, widened
 from .ops import join, neighbors
 
 # %% ../nbs/20_sparse.ipynb #bf83fe7e
@@ -244,14 +244,14 @@ class _Gather(torch.autograd.Function):
 def _corner(coords): return (coords[:, 1] & 1) << 2 | (coords[:, 2] & 1) << 1 | coords[:, 3] & 1
 def _halved(coords): return torch.cat([coords[:, :1], coords[:, 1:] >> 1], 1)               # >> is floor, also below zero
 
-# %% ../nbs/20_sparse.ipynb #3aaac5b6
+# %% ../nbs/20_sparse.ipynb #dfe74ef2
 def pool(
     x: SparseTensor,
     plus_one: bool = True,  # Divide by n + 1, as Direct3D-S2 does; False: by n
 ) -> SparseTensor:
     "Sum over the occupied children of each coarse voxel ÷ (their number + 1), or their mean."
     coords, links, cache = _coarser(x)
-    total = _Gather.apply(x.feats.to(torch.promote_types(x.dtype, torch.float32)), links)
+    total = _Gather.apply(widened(x.feats), links)
     return SparseTensor(coords, (total / (links.starts.diff() + int(plus_one))[:, None]).to(x.dtype), cache=cache)
 
 def child_mask(

@@ -31,7 +31,7 @@ from .runs import Board, Checkpoints, RunFolder, RunLog, Samples
 from .vqvae import FORMAT, SparseSDFVQVAE, load_model, presets, save_model
 from .weights import read_weights
 
-# %% ../nbs/48_train.ipynb #a0c524f3
+# %% ../nbs/48_train.ipynb #333092fb
 def begin_model(
     config: TrainConfig,
     device: str = 'cpu',
@@ -63,7 +63,8 @@ def find_data(
     config: TrainConfig,
 ) -> ShapeDataset:
     "The shapes to train on, at the model's resolution; those that cannot be read are left out and counted."
-    edge, d = config.model.resolution * config.model.factor, config.dataset
+    edge, d, t = config.model.resolution * config.model.factor, config.dataset, config.trainer
+    most = min(filter(None, (d.max_points, t.batch_voxels // t.batch_split)), default=None)      # what no batch can hold is cropped
     try: found = find_shapes(folder)
     except InputError as e: raise InputError(f"{e}; make data with `sdfvq prepare MESHES -o {folder} --resolutions {edge}`") from e
     sizes = {int(p.stem.rpartition('_r')[2]) for p in found if p.suffix == '.npz' and p.stem.rpartition('_r')[2].isdigit()}
@@ -72,8 +73,8 @@ def find_data(
         raise InputError(f"{folder} holds shapes at {', '.join(f'{s}³' for s in sorted(sizes))}, the model is for {edge}³: prepare them with "
                          f"`--resolutions {edge}`, or take a preset or config for what is there{f' ({chr(44).join(fit)})' if fit else ''}")
     if sizes and Path(folder).is_dir():
-        return SparseSDFDataset(folder, edge, d.min_points, d.max_points or None, d.max_samples, skip=True, seed=config.trainer.seed)
-    return ShapeDataset(found[:d.max_samples or None], edge, config.model.band, d.max_points or None, skip=True, seed=config.trainer.seed)
+        return SparseSDFDataset(folder, edge, d.min_points, most, d.max_samples, skip=True, seed=t.seed)
+    return ShapeDataset(found[:d.max_samples or None], edge, config.model.band, most, skip=True, seed=t.seed)
 
 def auto_precision(
     wanted: str,  # bf16, fp16, fp32 or auto
@@ -159,7 +160,7 @@ def stop_on_sigterm(clock: Clock):
     try: yield
     finally: signal.signal(signal.SIGTERM, old)
 
-# %% ../nbs/48_train.ipynb #3d82a9ef
+# %% ../nbs/48_train.ipynb #f86a73aa
 def join_processes(
     device: str = '',  # '': a GPU if there is one
 ) -> str:              # This process's device
@@ -178,7 +179,7 @@ def train(
     valid=None,            # Folder of shapes to validate on; None: a tenth of the data
     device: str = '',      # '': a GPU if there is one
     resume: bool = False,  # Go on with the run in the folder
-) -> dict:                 # shapes, valid, skipped, rates
+) -> dict:                 # shapes, valid, skipped, rates; of the first of several processes
     "Trains a tokenizer. `Stopped` after SIGTERM, the state being saved."
     device, (rank, world), t = join_processes(device), processes(), config.trainer
     auto_precision(t.precision, device)
@@ -194,7 +195,7 @@ def train(
     rates = {s.number: dict(steps=s.steps, lr=s.lr * times, eta_min=s.eta_min * times) for s in stage_plan(t, len(dls.train) // t.batch_split or 1)}
     used = dict(version=__version__, batch=batch, rates=rates, shapes=len(dls.train.dataset), valid=len(dls.valid.dataset),
                 precision=auto_precision(t.precision, device), processes=world, aside=list(config.aside))
-    state = folder.load(device) if resume else None
+    state = folder.load() if resume else None
     if not rank:
         if resume: folder.cut(state['step'] if state else -1)
         else: folder.begin({**config.to_dict(), 'used': used})
@@ -202,7 +203,8 @@ def train(
     if world > 1: dist.barrier()
     set_seed(t.seed + rank)
     fit_stages(dls, model, folder, t, times, state)
-    return used | dict(skipped=dict(dls.train.skipped))
+    if world > 1: dist.destroy_process_group()
+    return {} if rank else used | dict(skipped=dict(dls.train.skipped))
 
 def same_config(
     old: dict,           # config.json
