@@ -51,6 +51,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'data':      MODELS | {'losses'},
     'learner':   {'tokens', 'vl', 'retrieve'},
     'inspect':   MODELS | {'losses', 'fastai'},
+    'coder':     Only(),
     'tokens':    MODELS | {'conv', 'attention', 'quantize', 'fastai'},
     'tokenizer': {'losses', 'learner', 'fastai'},
     'evaluate':  {'vl', 'retrieve'},
