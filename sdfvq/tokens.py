@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MORTON_BITS', 'MAGIC', 'VERSION', 'HEADER', 'COLUMN', 'CRC', 'morton_encode', 'morton_decode', 'pack_bits',
-           'unpack_bits', 'ShapeTokens']
+           'unpack_bits', 'ShapeTokens', 'is_tokens', 'tokens_as_drawable']
 
-# %% ../nbs/50_tokens.ipynb #bba9a050
+# %% ../nbs/50_tokens.ipynb #3a5dc265
 import io, json, re, struct, zipfile, zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 
 from .coder import Reader, Writer, code_column, code_places, write_columns
 from .core import InputError, Transform, atomic_write, check_output, check_shape, morton
+from .view import as_drawable, voxels_as_drawable
 
 # %% ../nbs/50_tokens.ipynb #35e30769
 MORTON_BITS = 21  # per axis: 63 bits
@@ -51,7 +52,7 @@ def unpack_bits(
     "The values that `pack_bits` packed."
     return (np.unpackbits(packed, count=n * width).reshape(n, width).astype(np.int64) << np.arange(width)).sum(1)
 
-# %% ../nbs/50_tokens.ipynb #999f1e13
+# %% ../nbs/50_tokens.ipynb #3490e276
 MAGIC, VERSION = b'\x89S3D', 1
 HEADER = struct.Struct('<4sBBHHI8s5d')   # magic, version, depth, resolution, factor, tokens, fingerprint, band, scale, offset
 COLUMN = struct.Struct('<I')             # of each depth: the largest code, times 2, plus 1 if repeats are told apart
@@ -92,6 +93,13 @@ class ShapeTokens:
         "The same shape, coarser and in fewer bytes."
         if not 1 <= depth <= self.indices.shape[1]: raise InputError(f"depth must lie in [1, {self.indices.shape[1]}], got {depth}")
         return replace(self, indices=self.indices[:, :depth])
+
+    def rows(self) -> list:  # of (name, value)
+        "What there is to say of it."
+        t = self.transform
+        return [('tokens', f"{len(self):,} × {self.indices.shape[1]}"), ('resolution', f"{self.resolution}³, latents {self.size}³ (factor {self.factor})"),
+                ('band', f"±{self.band:g} voxels"), ('bytes', f"{self.nbytes:,} as .s3d"), ('distinct codes', ' / '.join(f"{len(np.unique(c)):,}" for c in self.indices.T)),
+                ('model', self.fingerprint), ('transform', f"cube = (world − ({', '.join(f'{o:g}' for o in t.offset)})) · {t.scale:g}")]
 
     def _sorted(self):
         order = np.lexsort(self.coords.T[::-1])
@@ -150,7 +158,15 @@ class ShapeTokens:
         except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, KeyError, ValueError, ZeroDivisionError) as e:
             raise InputError(f"token file {path} is truncated or damaged ({e}); encode the shape again") from e
 
-# %% ../nbs/50_tokens.ipynb #b6d37473
+# %% ../nbs/50_tokens.ipynb #0b1647c0
+def is_tokens(
+    path,  # Any file
+) -> bool:
+    "Is it a token file of either form, by what is in it?"
+    if not Path(path).is_file(): return False
+    with open(path, 'rb') as f: start = f.read(4)
+    return start == MAGIC or start[:2] == b'PK' and zipfile.is_zipfile(path) and 'morton_steps.npy' in zipfile.ZipFile(path).namelist()
+
 def _check_version(v):
     if v != VERSION: raise InputError(f"version {v}, this sdfvq reads version {VERSION}; update sdfvq, or encode the shape again")
 
@@ -162,7 +178,7 @@ def _read_s3d(data):
     coder = Reader(data[start:-CRC.size])
     coords = code_places(coder, resolution // factor, tokens)
     if len(coords) != tokens: raise ValueError(f"{tokens} tokens, {len(coords)} places")
-    columns = [code_column(coder, (how >> 1) + 1, how & 1, coords) for how, in COLUMN.iter_unpack(data[HEADER.size:start])]
+    columns = [code_column(coder, (how >> 1) + 1, how & 1, range(tokens)) for how, in COLUMN.iter_unpack(data[HEADER.size:start])]
     return coords, np.array(columns, np.int64).reshape(depth, tokens).T, resolution, factor, band, Transform(scale, offset), fingerprint.hex()
 
 def _read_npz(data):
@@ -175,3 +191,11 @@ def _read_npz(data):
     indices = unpack_bits(packed, h['width'], h['tokens'] * h['depth']).reshape(h['tokens'], h['depth'])
     order = np.lexsort(coords.T[::-1])
     return coords[order], indices[order], h['resolution'], h['factor'], h['band'], Transform(h['scale'], h['offset']), h['fingerprint']
+
+# %% ../nbs/50_tokens.ipynb #ea6e813a
+@as_drawable.register
+def tokens_as_drawable(
+    thing: ShapeTokens,
+):                       # Drawable
+    "The places as cubes, a colour for each code."
+    return voxels_as_drawable((thing.coords, thing.indices[:, 0], thing.size, thing.transform))

@@ -34,6 +34,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'view':      MODELS,
     'report':    MODELS,
     'metrics':   Only({'core', 'geometry', 'faces', 'mesh'}),
+    'draco':     Only({'geometry', 'mesh', 'metrics'}),
     'sparse':    SHAPES | {'fastai'},
     'conv':      SHAPES | QUANTIZERS,
     'attention': SHAPES | QUANTIZERS | {'conv'},
