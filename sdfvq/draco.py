@@ -15,7 +15,7 @@ from .geometry import closest_point
 from .mesh import make_mesh
 from .metrics import _tensors, sample_surface
 
-# %% ../nbs/17_draco.ipynb #fbf7ca22
+# %% ../nbs/17_draco.ipynb #e36437a5
 BITS = (6, 7, 8, 9, 10, 11, 12, 14, 16)   # of a coordinate, tried each
 STEP = 2**.25         # between the numbers of faces that are tried
 NEEDS = 'DracoPy and fast-simplification, of `pip install "sdfvq[evaluate]"`'
@@ -71,7 +71,7 @@ def squeeze(
     sources: dict,       # name: mesh to start from; the best of all is taken
     truth,               # Surface to come close to
     budgets,             # Bytes, one or more
-    n: int = 10_000,     # Samples on each surface to choose by
+    n: int = 5_000,      # Samples on each surface to choose by
     seed: int = 0,
 ) -> list:               # `Squeezed` for each budget; None where nothing fits, or without the packages
     "The closest that decimation and Draco come to `truth` in at most so many bytes."
