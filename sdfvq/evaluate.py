@@ -191,7 +191,7 @@ def summary(out: Evaluation) -> dict:
     s['chamfer_ratios'] = {f'codes {d} / {other}': r for d in range(1, out.depth + 1) for other in ('continuous', f'draco {d}') if (r := ratios(out, f'codes {d}', other))}
     return s
 
-# %% ../nbs/52_evaluate.ipynb #62584982
+# %% ../nbs/52_evaluate.ipynb #61fd80b6
 SAYS = {'codes': 'codes, depth', 'continuous': 'continuous twin', 'draco': 'Draco, bytes of depth', 'file: field': 'field, against the file',
         'file: codes': 'codes, against the file'}
 
@@ -199,7 +199,8 @@ def _says(line):
     kind, _, d = line.rpartition(' ') if line[-1].isdigit() else (line, '', '')
     return f'{SAYS[kind]} {d}'.strip()
 
-def _number(measure, x): return f'{x:,.0f}' if measure == 'bytes' else f'{x:.3f}' if measure == 'chamfer' else f'{100 * x:.2f} %'
+def _number(measure, x):
+    return f'{x:,.0f}' if measure == 'bytes' else f'{x:.3f}' if measure == 'chamfer' else f'{100 * x:.2f}\u00a0%'   # numbers stay in one line
 
 def tables(out: Evaluation) -> dict:   # {heading: rows}
     "Summary, scores by line, and every shape, the worst first."

@@ -13,7 +13,7 @@ import numpy as np
 from .core import atomic_write, check_output
 from .view import camera_axes, k3d_plot, render, thinned, unit_panels
 
-# %% ../nbs/14_report.ipynb #ac9709df
+# %% ../nbs/14_report.ipynb #f4ee29aa
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>$title</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob:;
@@ -30,7 +30,7 @@ small, .hint { color: var(--soft); font-weight: 400; font-size: .85rem } .hint {
 .stage > * { position: absolute; inset: 0; width: 100%; height: 100% }
 table { border-collapse: collapse; min-width: min(40rem, 100%); font-variant-numeric: tabular-nums } h2 { font-size: 1.1rem; font-weight: 600; margin: 2.5rem 0 .5rem }
 th, td { padding: .5rem 0; border-bottom: 1px solid var(--line); text-align: left; font-weight: 400; vertical-align: baseline }
-th { color: var(--soft); padding-right: 2rem } td { text-align: right; overflow-wrap: anywhere } td + td { padding-left: 1.5rem }
+th { color: var(--soft); padding-right: 2rem; overflow-wrap: anywhere } td { text-align: right; overflow-wrap: break-word } td + td { padding-left: 1.5rem }
 </style>$k3d</head><body><h1>$title</h1><div class="panels">$panels</div>
 <p class="hint">Drag to turn, scroll to zoom; the panels move together. Double-click to start over.</p>$tables<script>
 (0, eval)(k3dSource)
