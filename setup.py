@@ -62,6 +62,7 @@ setup(
     packages=['sdfvq'], package_data={'sdfvq': ['*.json']}, python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={'train': cfg['train_requirements'].split(), 'spconv': cfg['spconv_requirements'].split(), 'ray': cfg['ray_requirements'].split(), 'medical': cfg['medical_requirements'].split(),
+                    'evaluate': cfg['evaluate_requirements'].split(),
                     'dev': sum((cfg[f'{k}_requirements'].split() for k in ('train', 'medical', 'dev')), [])},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3',

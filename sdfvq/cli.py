@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['console', 'errors', 'app', 'Output', 'Overwrite', 'Model', 'Level', 'voxelize', 'mesh', 'prepare', 'inspect', 'train',
-           'encode', 'decode', 'evaluate', 'demo', 'info', 'main']
+           'encode', 'decode', 'evaluate', 'demo', 'view', 'info', 'main']
 
 # %% ../nbs/70_cli.ipynb #aabc1778
 import sys, time
@@ -123,7 +123,7 @@ def inspect(folder: Annotated[Path, typer.Argument(help='Folder that `sdfvq prep
     _print_table((escape(name), escape(str(value))) for name, value in rows)   # reasons and names may look like markup
     if files: _say('\n'.join(['samples:', *(f'  {f}' for f in files)]))
 
-# %% ../nbs/70_cli.ipynb #eb5e404d
+# %% ../nbs/70_cli.ipynb #15819396
 @app.command()
 def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare` wrote, or of meshes.')],
           output: Annotated[Path, typer.Option('-o', '--output', help='Run folder: checkpoints, logs, samples, model.safetensors.')],
@@ -155,7 +155,7 @@ def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare`
     for name, why in done['skipped'].items(): errors.print(f'skipped {name}: {why}', markup=False, highlight=False, soft_wrap=True)
     _say(f"{output / 'model.safetensors'}: trained on {done['shapes']} shapes, {done['valid']} held out, {len(done['skipped'])} skipped; log in {output / 'log.csv'}")
 
-# %% ../nbs/70_cli.ipynb #c63eee6f
+# %% ../nbs/70_cli.ipynb #e7b4010d
 def _each(paths, work):
     "Calls `work` on each path with a progress bar; names what failed and ends with code 2 if anything did."
     failed = 0
@@ -181,9 +181,9 @@ def _targets(inputs, output, suffix):
 def encode(inputs: Annotated[list[Path], typer.Argument(help='Meshes, or SDFs from `sdfvq voxelize`.')], output: Output, model: Model,
            resolution: Annotated[Optional[int], typer.Option(help='Edge of the voxel grid; by default the model\'s.')] = None,
            device: Annotated[str, typer.Option(help='cpu, cuda, cuda:1, …')] = 'cpu', overwrite: Overwrite = False):
-    "Meshes as token files."
+    "Meshes as token files (.s3d)."
     from sdfvq.tokenizer import ShapeTokenizer
-    targets, tok = _targets(inputs, output, '.npz'), ShapeTokenizer.from_pretrained(model, device)
+    targets, tok = _targets(inputs, output, '.s3d'), ShapeTokenizer.from_pretrained(model, device)
     def work(path):
         out = check_output(targets[path], overwrite)
         t = tok.encode(path, resolution)
@@ -231,21 +231,31 @@ def _over(inputs, field, like, output, overwrite):
     if lost := [f'{name} ({p})' for name, p, n in zip(names, inputs, counts) if not n]: raise InputError(f"{', '.join(lost)}: no voxel of {like} is inside; was it made from this scan?")
 
 @app.command()
-def evaluate(inputs: Annotated[list[Path], typer.Argument(help='Meshes.')], model: Model, output: Annotated[Optional[Path], typer.Option('-o', '--output', help='CSV file for the table.')] = None,
+def evaluate(data: Annotated[list[Path], typer.Argument(help='Folders, lists (.txt), tables (.csv) or files of meshes.')], output: Output,
+             model: Annotated[Path, typer.Option('--weights', '-w', '--model', '-m', help='Run folder or checkpoint that `sdfvq train` wrote.')],
+             split: Annotated[Optional[str], typer.Option(help='Only rows of a table whose column "split" says this.')] = None,
+             limit: Annotated[Optional[int], typer.Option(min=1, help='Only so many shapes, evenly spread over all.')] = None,
+             samples: Annotated[int, typer.Option(min=1, help='Points on each surface.')] = 50_000,
+             draco: Annotated[bool, typer.Option(help='Compare with Draco in as many bytes.')] = True,
              device: Annotated[str, typer.Option(help='cpu, cuda, cuda:1, …')] = 'cpu', overwrite: Overwrite = False):
-    "Encodes and decodes meshes and compares what came back."
-    from sdfvq.evaluate import evaluate, save_rows, summary
+    "Encodes and decodes meshes, compares what came back, and writes report.html, report.json and shapes.csv."
+    from sdfvq.evaluate import check_report, evaluate, tables, write_report
+    from sdfvq.items import find_items
     from sdfvq.tokenizer import ShapeTokenizer
-    if output: check_output(output, overwrite)
+    check_report(output, overwrite)
+    items = [i for source in data for i in find_items(source) if split is None or i.columns.get('split') == split]
+    if not items: raise InputError(f'no shape has the split {split!r}; it is a column of the table')
+    if limit and limit < len(items): items = [items[k * len(items) // limit] for k in range(limit)]
     tok = ShapeTokenizer.from_pretrained(model, device)
-    rows, health = evaluate(tok, track(inputs, console=errors, transient=True, disable=not errors.is_terminal))
-    if output: save_rows(rows, output, overwrite)
-    for row in rows:
+    with _Bar() as bar: out = evaluate(tok, items, samples, draco, progress=bar)
+    files = write_report(out, output, overwrite)
+    for row in out.rows:
         if 'error' in row: _complain(row['error'])
-    _print_table(summary(rows, health))
-    if any('error' in r for r in rows): raise typer.Exit(2)
+    _print_table((escape(name), escape(str(value))) for name, value in tables(out)[''])
+    _say('\n'.join(['results:', *(f'  {f}' for f in files)]))
+    if out.failed: raise typer.Exit(2)
 
-# %% ../nbs/70_cli.ipynb #49e1e955
+# %% ../nbs/70_cli.ipynb #bafaadda
 def _print_table(rows):
     table = Table(show_header=False, box=None)
     for name, value in rows: table.add_row(name, str(value))
@@ -261,8 +271,24 @@ def demo(mesh: Annotated[Optional[Path], typer.Argument(help='Your mesh; by defa
     _say('\n'.join(['results:', *(f'  {f}' for f in files)]))
 
 @app.command()
-def info():
-    "Versions, devices, native ops and backends, and a self-test that each gives the right numbers."
+def view(files: Annotated[list[Path], typer.Argument(help='Meshes, SDFs (.npz), token files (.s3d).')], output: Output,
+         model: Annotated[Optional[Path], typer.Option('--model', '-m', help='Decodes token files; without it they are shown as places, a colour for each code.')] = None,
+         up: Annotated[str, typer.Option(help='Axis that points up: y or z.')] = 'y', overwrite: Overwrite = False):
+    "Meshes, fields and tokens side by side on one page (.html), to turn."
+    from sdfvq.report import report
+    from sdfvq.tokenizer import ShapeTokenizer, load_shape
+    check_output(output, overwrite)
+    tok = ShapeTokenizer.from_pretrained(model) if model else None
+    report(output, [load_shape(f, tok) for f in files], titles=[f.name for f in files], title=', '.join(f.name for f in files), up=up, overwrite=overwrite)
+    _say(f'{output}: {len(files)} to turn')
+
+@app.command()
+def info(file: Annotated[Optional[Path], typer.Argument(help='A token file to tell of; without it: of this installation.')] = None):
+    "Versions, devices, native ops and backends, and a self-test that each gives the right numbers; or what is in a token file."
+    if file:
+        from sdfvq.tokens import ShapeTokens
+        _print_table(ShapeTokens.load(file).rows())
+        return
     from sdfvq.selftest import check_backends, check_convolution, check_ops, devices, versions
     _print_table([*versions().items(), ('devices', ', '.join(devices()))])
     table, ok = Table('op', 'runs as', 'largest difference', '', box=None), True

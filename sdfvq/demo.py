@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'LR', 'VOXELS', 'MOST', 'COMPANIONS', 'COPIES', 'BATCH', 'trip_panels', 'trip_table', 'run_demo']
 
-# %% ../nbs/55_demo.ipynb #62b908d9
+# %% ../nbs/55_demo.ipynb #966fd762
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from .config import TrainConfig, TrainerConfig
 from .core import check_output
 from .data import ShapeDataset, shape_dataloaders, synth_shapes
-from .evaluate import RoundTrip, measure, round_trip
+from .evaluate import RoundTrip, round_trip, scores
 from .mesh import knot, load_mesh, save_mesh
 from .quantize import codebook_health
 from .tokenizer import ShapeTokenizer
@@ -23,31 +23,31 @@ from .runs import RunFolder
 from .train import fit_stages
 from .view import picture
 from .vqvae import SparseSDFVQVAE, preset
-from .voxelize import voxelize
+from .voxelize import march, voxelize
 
-# %% ../nbs/55_demo.ipynb #f958127e
+# %% ../nbs/55_demo.ipynb #82954a9d
 def trip_panels(
     trip: RoundTrip,
 ) -> dict:  # title → what `view` draws
     "Input, reconstruction and code map, for a report or a picture."
     t = trip.tokens
     return {'input': trip.mesh, 'reconstruction': trip.reconstruction,
-            f'codes ({len(t)} tokens)': (t.coords, t.indices[:, 0], t.resolution // t.factor, t.transform)}
+            f'codes ({len(t)} tokens)': t}
 
 def trip_table(
     trip: RoundTrip,
     num_codes: int,  # K
 ) -> list:           # (name, value) rows
     "The numbers that say how good one reconstruction is."
-    m = measure(trip)
+    m, grid = (scores(trip.mesh, made, trip.sdf) for made in (trip.reconstruction, march(trip.sdf)))
+    f = lambda n: f"{100 * m[f'F {n} voxel']:.2f} % (grid alone: {100 * grid[f'F {n} voxel']:.2f})"
     h = codebook_health(torch.from_numpy(np.bincount(trip.tokens.indices.ravel(), minlength=num_codes)))
-    return [('voxels', f"{m['voxels']:,}"), ('tokens', f"{m['tokens']:,}"), ('bytes', f"{m['bytes']:,}"),
-            ('Chamfer distance', f"{m['chamfer']:.3f} voxel (grid alone: {m['grid_chamfer']:.3f})"),
-            ('F-score at 1 voxel', f"{m['f1']:.2f} % (grid alone: {m['grid_f1']:.2f})"),
-            ('F-score at 2 voxels', f"{m['f2']:.2f} % (grid alone: {m['grid_f2']:.2f})"), ('codebook usage', f"{100*h['usage']:.1f} % of {num_codes:,}"),
-            ('perplexity', f"{h['perplexity']:.0f}"), ('sign', m['sign']), ('encode and decode', f"{m['seconds']:.2f} s")]
+    return [('voxels', f"{len(trip.sdf.coords):,}"), ('tokens', f"{len(trip.tokens):,}"), ('bytes', f"{trip.tokens.nbytes:,}"),
+            ('Chamfer distance', f"{m['chamfer']:.3f} voxel (grid alone: {grid['chamfer']:.3f})"), ('F-score at 1 voxel', f(1)), ('F-score at 2 voxels', f(2)),
+            ('codebook usage', f"{100*h['usage']:.1f} % of {num_codes:,}"), ('perplexity', f"{h['perplexity']:.0f}"), ('sign', trip.sdf.sign),
+            ('encode and decode', f"{sum(trip.took.values()):.2f} s")]
 
-# %% ../nbs/55_demo.ipynb #0ea10688
+# %% ../nbs/55_demo.ipynb #862bc650
 STEPS, LR = {0: 150, 1: 10, 2: 100}, 3e-3          # for a mesh of VOXELS voxels; a smaller one gets more in the same time
 VOXELS, MOST = 60_000, 2.5
 COMPANIONS, COPIES, BATCH = 6, 24, 2
@@ -59,9 +59,9 @@ def run_demo(
     steps: dict = None,       # Stage → steps; None: `STEPS`
     seed: int = 0,            # Of the generated solids and the training
 ) -> tuple:                   # table rows, paths of the files written
-    "Trains, encodes, decodes, compares; writes tokens.npz, reconstruction.glb, report.html, report.png and model/."
+    "Trains, encodes, decodes, compares; writes tokens.s3d, reconstruction.glb, report.html, report.png and model/."
     out = Path(out)
-    files = [check_output(out / f, overwrite) for f in ('tokens.npz', 'reconstruction.glb', 'report.html', 'report.png')]
+    files = [check_output(out / f, overwrite) for f in ('tokens.s3d', 'reconstruction.glb', 'report.html', 'report.png')]
     name = Path(mesh).name if mesh else 'trefoil knot'
     mesh = load_mesh(mesh) if mesh else knot()
     torch.manual_seed(seed)

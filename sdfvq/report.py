@@ -13,7 +13,7 @@ import numpy as np
 from .core import atomic_write, check_output
 from .view import camera_axes, k3d_plot, render, thinned, unit_panels
 
-# %% ../nbs/14_report.ipynb #b5342806
+# %% ../nbs/14_report.ipynb #f4ee29aa
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>$title</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob:;
@@ -23,16 +23,16 @@ _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>$ti
 body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 76rem; background: var(--page); color: var(--ink);
        font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
 h1 { font-size: 1.6rem; font-weight: 600; letter-spacing: -.015em; margin: 0 0 1.5rem; overflow-wrap: anywhere }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); gap: 1.25rem }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min($least, 100%), 1fr)); gap: 1.25rem }
 figure { margin: 0; min-width: 0 } figcaption { margin-top: .5rem; font-weight: 500 } figcaption small { margin-left: .5em }
 small, .hint { color: var(--soft); font-weight: 400; font-size: .85rem } .hint { margin: .75rem 0 2.5rem }
 .stage { position: relative; aspect-ratio: 1; border-radius: .6rem; overflow: hidden; background: var(--stage); cursor: grab }
 .stage > * { position: absolute; inset: 0; width: 100%; height: 100% }
-table { border-collapse: collapse; width: 100%; max-width: 40rem; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; min-width: min(40rem, 100%); font-variant-numeric: tabular-nums } h2 { font-size: 1.1rem; font-weight: 600; margin: 2.5rem 0 .5rem }
 th, td { padding: .5rem 0; border-bottom: 1px solid var(--line); text-align: left; font-weight: 400; vertical-align: baseline }
-th { color: var(--soft); padding-right: 2rem } td { text-align: right; overflow-wrap: anywhere }
+th { color: var(--soft); padding-right: 2rem; overflow-wrap: anywhere } td { text-align: right; overflow-wrap: break-word } td + td { padding-left: 1.5rem }
 </style>$k3d</head><body><h1>$title</h1><div class="panels">$panels</div>
-<p class="hint">Drag to turn, scroll to zoom; the panels move together. Double-click to start over.</p><table>$rows</table><script>
+<p class="hint">Drag to turn, scroll to zoom; the panels move together. Double-click to start over.</p>$tables<script>
 (0, eval)(k3dSource)
 require(['k3d'], lib => {
   const plots = [], home = $camera, dark = matchMedia('(prefers-color-scheme: dark)')
@@ -53,24 +53,29 @@ require(['k3d'], lib => {
 })
 </script></body></html>"""
 
-# %% ../nbs/14_report.ipynb #a93d7a17
+# %% ../nbs/14_report.ipynb #9967ca76
 def _cell(value):
     "A value of the table in words."
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool): return f"{value:,}"
     return html.escape(f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value))
 
+def _table(rows):
+    cells = (f'<tr><th scope="row">{html.escape(str(k))}</th>{"".join(f"<td>{_cell(v)}</td>" for v in values)}</tr>' for k, *values in rows)
+    return f"<table>{''.join(cells)}</table>"
+
 def report(
     path,                     # HTML file to write
     panels,                   # List of drawable things, or {title: thing}
-    table=(),                 # Rows (name, value) of results
+    table=(),                 # Rows (name, value, ...) of results, or {heading: rows} for several tables
     title: str = "sdfvq",     # Heading of the page
     titles=None,              # One per panel
     up: str = "y",            # Which axis points up: "y" (glTF) or "z"
     shared: bool = True,      # One centre and scale for all panels, or each on its own
     max_faces: int = 400_000, # A mesh above this is drawn merged on a grid, and the caption says so
+    least: int = 17,          # Narrowest width of a panel, in rem
     overwrite: bool = False,  # May an existing file be replaced?
 ):                            # Path of the file
-    "One self-contained HTML page: turnable panels side by side, cameras linked, above a table of results."
+    "One self-contained HTML page: turnable panels side by side, cameras linked, above tables of results."
     from PIL import Image
     path, axes, figures = check_output(path, overwrite), camera_axes(up), []
     b64 = lambda data: base64.b64encode(data).decode()
@@ -82,8 +87,9 @@ def report(
         scene = f' data-scene="{b64(plot.get_binary_snapshot(9, []))}"' if len(d.faces) else ""
         figures.append(f'<figure><div class="stage"{scene}><img alt="{html.escape(name)}" src="data:image/png;base64,{b64(png.getvalue())}">'
                        f'</div><figcaption>{html.escape(name)}<small>{thin.caption}</small></figcaption></figure>')
-    fill = dict(title=html.escape(title), panels="".join(figures), camera=json.dumps(plot.camera),
-                rows="".join(f'<tr><th scope="row">{html.escape(str(k))}</th><td>{_cell(v)}</td></tr>' for k, v in table),
+    tables = table if hasattr(table, 'keys') else {'': table}
+    fill = dict(title=html.escape(title), panels="".join(figures), camera=json.dumps(plot.camera), least=f"{least}rem",
+                tables="".join((f'<h2>{html.escape(head)}</h2>' if head else '') + _table(rows) for head, rows in tables.items()),
                 k3d="".join(re.findall(r"<script.*?</script>", plot.get_snapshot(9).split("<body>")[0], re.S)))
     with atomic_write(path) as tmp: tmp.write_text(re.sub(r"\$(\w+)", lambda m: fill.get(m[1], m[0]), _PAGE), encoding="utf-8")
     return path

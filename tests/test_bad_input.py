@@ -97,15 +97,15 @@ def test_resolution(tmp_path, ball, model):
     assert not (tmp_path / 'a.npz').exists()
 
 def test_tokens_that_do_not_fit(tmp_path, ball, model):
-    t = tmp_path / 't.npz'
+    t = tmp_path / 't.s3d'
     assert run('encode', ball, '-o', t, '-m', model).exit_code == 0
     assert run('decode', t, '-o', tmp_path / 'm.glb', '-m', model).exit_code == 0
     torch.manual_seed(1)
     other = save_model(SparseSDFVQVAE(preset('tiny')), tmp_path / 'other' / 'model.safetensors')
     refused(run('decode', t, '-o', tmp_path / 'n.glb', '-m', other), ShapeTokens.load(t).fingerprint)
     t.write_bytes(t.read_bytes()[:-50])
-    refused(run('decode', t, '-o', tmp_path / 'n.glb', '-m', model), 't.npz', 'truncated')
-    refused(run('mesh', t, '-o', tmp_path / 'n.glb'), 't.npz')
+    refused(run('decode', t, '-o', tmp_path / 'n.glb', '-m', model), 't.s3d', 'truncated')
+    refused(run('mesh', t, '-o', tmp_path / 'n.glb'), 't.s3d')
     assert not (tmp_path / 'n.glb').exists()
 
 def test_outputs_are_kept(tmp_path, ball, model):
@@ -125,13 +125,13 @@ def test_one_bad_of_many_costs_itself_alone(tmp_path, ball, model):
     bad.write_text('no mesh')
     r = run('encode', bad, ball, '-o', tmp_path / 'out', '-m', model)
     assert r.exit_code == 2 and 'bad.ply' in r.stderr and '1 of 2 failed' in r.stderr
-    assert [p.name for p in (tmp_path / 'out').iterdir()] == ['ball.npz']
+    assert [p.name for p in (tmp_path / 'out').iterdir()] == ['ball.s3d']
 
 def test_two_inputs_never_share_an_output(tmp_path, ball, model):
     twin = tmp_path / 'twin' / 'ball.ply'
     twin.parent.mkdir()
     twin.write_bytes(ball.read_bytes())
-    refused(run('encode', ball, twin, '-o', tmp_path / 'out', '-m', model, '--overwrite'), ball, twin, 'ball.npz')
+    refused(run('encode', ball, twin, '-o', tmp_path / 'out', '-m', model, '--overwrite'), ball, twin, 'ball.s3d')
 
 def test_names_that_look_like_markup(tmp_path, ball):
     refused(run('voxelize', tmp_path / 'chair[old].glb', '-o', tmp_path / 'a.npz'), 'chair[old].glb')

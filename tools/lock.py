@@ -18,7 +18,7 @@ def name(requirement):
 def settings():
     cfg = configparser.ConfigParser(delimiters=['='], interpolation=None)
     cfg.read(ROOT/'settings.ini', encoding='utf-8')
-    return {k: cfg['DEFAULT'][k + 'requirements'].split() for k in ('', 'train_', 'medical_', 'dev_')}
+    return {k: cfg['DEFAULT'][k + 'requirements'].split() for k in ('', 'train_', 'medical_', 'evaluate_', 'dev_')}
 
 def resolve(python, *args):
     "What pip would install beside the torch that is there: {name: (version, metadata)}."
@@ -45,7 +45,7 @@ def main():
         beside = [r for r in train if name(r) in map(name, needs)]  # our bounds on what fastai needs
         runtime = [r for r in wanted[''] if name(r) != 'torch'] + needs + beside + BUILD
         torch_needs = ['torch']                                      # already there: brings only what it lacks
-        everything = resolve(python, *runtime, *train, *wanted['medical_'], *wanted['dev_'], *torch_needs)
+        everything = resolve(python, *runtime, *train, *wanted['medical_'], *wanted['evaluate_'], *wanted['dev_'], *torch_needs)
 
         pins = Path(tmp)/'pins.txt'
         pins.write_text('\n'.join(f"{n}=={m['version']}" for n, m in everything.items()))
