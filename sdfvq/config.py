@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BOTH', 'MODEL', 'TRAINER', 'ASIDE', 'ONLY', 'MODES', 'PRECISIONS', 'DataConfig', 'TrainerConfig', 'TrainConfig',
-           'typed', 'checked', 'read_config', 'StageConfig', 'Stage', 'stage_plan', 'scale']
+           'typed', 'checked', 'read_config', 'StageConfig', 'Stage', 'stage_plan']
 
-# %% ../nbs/46_config.ipynb #fdb337f7
-import json, math
+# %% ../nbs/46_config.ipynb #d41eff56
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -114,7 +114,7 @@ def checked(
     values = {k: v if v is None or kind(k) not in (int, float, bool, str, dict) else typed(kind(k), v, f'{what}.{k}') for k, v in given.items()}
     return replace(base, **values) if base else cls(**values)
 
-# %% ../nbs/46_config.ipynb #ee47c551
+# %% ../nbs/46_config.ipynb #13824b84
 def read_config(
     source=None,         # YAML or JSON file, or the dict in it; None: all defaults
     name: str = '',      # Preset; '': the file's, or "tiny"
@@ -192,13 +192,15 @@ def _model(args, name, dataset, trainer, aside):
             if v not in ONLY[k]: raise InputError(f"model.{k} can only be {ONLY[k][0]}, got {v!r}")
         else: out |= {new: v for new in MODEL.get(k, (k,))}
     if heads:
-        for s in ('encoder', 'decoder'): out.setdefault(f'num_heads_{s}', max(1, int(out.get(f'model_channels_{s}', getattr(base, f'model_channels_{s}'))) // int(heads)))
+        for s in ('encoder', 'decoder'):
+            channels = out.get(f'model_channels_{s}', getattr(base, f'model_channels_{s}'))
+            out.setdefault(f'num_heads_{s}', max(1, int(channels) // int(heads)))
     model = checked(VQVAEConfig, out, 'model', base)
     if out.get('resolution') and dataset.get('resolution') == out['resolution']:
         model = replace(model, resolution=model.resolution // model.factor)      # the data's edge was meant, not the latents'
     return model
 
-# %% ../nbs/46_config.ipynb #1af22fdb
+# %% ../nbs/46_config.ipynb #4370c4e5
 @dataclass(frozen=True)
 class StageConfig:
     "What a stage has of its own; -1: as the trainer."
@@ -229,13 +231,6 @@ def stage_plan(
         out.append(Stage(int(s), steps, own['lr'], last, min(own['warmup_steps'] / steps if own['warmup_steps'] else .05, 1.)))
     return out
 
-def scale(
-    config: TrainerConfig,
-    batch: float,  # Shapes in a batch, of all processes
-) -> float:
-    "What rates are multiplied by: √(batch / the batch they are meant for)."
-    return math.sqrt(batch / config.lr_batch) if config.lr_batch else 1.
-
 def _check(config):
     "Values that no single setting shows to be wrong."
     t, edge = config.trainer, config.model.resolution * config.model.factor
@@ -251,4 +246,5 @@ def _check(config):
     if not 0 <= t.ema_rate < 1: raise InputError(f"ema_rate must lie in [0, 1), got {t.ema_rate}")
     if t.batch_size_per_gpu % t.batch_split: raise InputError(f"batch_split must divide batch_size_per_gpu {t.batch_size_per_gpu}, got {t.batch_split}")
     if config.dataset.resolution not in (0, edge):
-        raise InputError(f"dataset.resolution is {config.dataset.resolution}, the model is for {edge}³: latents of {config.model.resolution}³ × factor {config.model.factor}")
+        raise InputError(f"dataset.resolution is {config.dataset.resolution}, the model is for {edge}³: "
+                         f"latents of {config.model.resolution}³ × factor {config.model.factor}")

@@ -25,7 +25,7 @@ from .mesh import save_mesh
 from .view import picture
 from .voxelize import SparseSDF, march
 
-# %% ../nbs/47_runs.ipynb #f23a4968
+# %% ../nbs/47_runs.ipynb #0b0ca73b
 def read_checkpoint(
     path,    # From `write_checkpoint`
 ) -> dict:   # Its tensors on the CPU
@@ -34,7 +34,8 @@ def read_checkpoint(
         with zipfile.ZipFile(path) as z:
             if bad := z.testzip(): raise zipfile.BadZipFile(f'{bad} was altered')    # torch itself does not compare the checksums
         return torch.load(path, map_location='cpu', weights_only=True)
-    except (OSError, EOFError, zipfile.BadZipFile, RuntimeError, KeyError, ValueError) as e: raise InputError(f"checkpoint {path} is damaged ({e})") from e
+    except (OSError, EOFError, zipfile.BadZipFile, RuntimeError, KeyError, ValueError) as e:
+        raise InputError(f"checkpoint {path} is damaged ({e})") from e
 
 def write_checkpoint(
     state: dict,  # Tensors, numbers, text, and lists, tuples and dicts of them
@@ -58,7 +59,8 @@ class RunFolder:
         if overwrite:
             for p in map(self.path.joinpath, WRITTEN): shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
         if self.path.is_file(): raise InputError(f"run folder {self.path} is a file; choose another with -o")
-        if self.path.is_dir() and any(self.path.iterdir()): raise InputError(f"run folder {self.path} is not empty: go on with --resume, or choose another with -o")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise InputError(f"run folder {self.path} is not empty: go on with --resume, or choose another with -o")
         try: (self.path/'ckpts').mkdir(parents=True)
         except OSError as e: raise InputError(f"run folder {self.path} cannot be made ({e.strerror}); choose another with -o") from e
         with atomic_write(self.path/'config.json') as tmp: tmp.write_text(json.dumps(config, indent=1) + '\n', encoding='utf-8')
@@ -77,7 +79,8 @@ class RunFolder:
         path = self.path/'ckpts'/f"step{state['step']:07d}.pt"
         try: write_checkpoint(state, path)
         except OSError as e:
-            warnings.warn(f"checkpoint {path} could not be written ({e.strerror}); those before it stay, and the next is tried in time. Make room on the disk")
+            warnings.warn(f"checkpoint {path} could not be written ({e.strerror}); those before it stay, and the next is tried in time. "
+                          "Make room on the disk")
             return False
         for old in self.checkpoints()[:-self.keep]: old.unlink()
         return True
