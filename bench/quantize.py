@@ -130,7 +130,7 @@ def codebooks(
     steps=200,        # Batches to learn from
     batch=8192,       # Vectors in each
     device='cpu',
-) -> list:            # one dict each: name, usage, expected usage, perplexity / K, error (mean square over all elements), share of the peer's error, seconds
+) -> list:            # one dict each: name, usage, that of as many drawn as in training, and drawn evenly, perplexity / K, error (mean square over all elements), share of the peer's error, seconds
     "What codebooks make of vectors they never saw, after the same batches of the same seed."
     train = train.float().to(device)
     dim, found = train.shape[1], []
@@ -145,8 +145,8 @@ def codebooks(
             for x in batches(train, steps, batch): q(x if 'ours' in name else x[None])
             codes = codes_of(q).detach().contiguous()
         (counts, error), seconds = uses(held, codes), time.perf_counter() - start
-        h, expected = codebook_health(counts), expected_usage(uses(train, codes)[0], len(held))
-        found.append(dict(name=name, usage=h['usage'], expected=expected, perplexity=h['perplexity'] / num_codes, error=error, seconds=seconds))
+        h, (expected, even) = codebook_health(counts), (expected_usage(c, len(held)) for c in (uses(train, codes)[0], torch.ones(num_codes)))
+        found.append(dict(name=name, usage=h['usage'], expected=expected, even=even, perplexity=h['perplexity'] / num_codes, error=error, seconds=seconds))
         found[-1]['share'] = error / found[0]['error']
         print(found[-1], file=sys.stderr, flush=True)
     return found
@@ -160,7 +160,8 @@ def page(facts, rows):
     said = ', '.join(f"{k} {'≤' if k == 'error' else '≥'} {v:g} {'met' if met[k] else 'missed'}" for k, v in GOALS.items())
     return '\n'.join(['# Codebooks from the same batches, on vectors of other shapes', '', ', '.join(f'{k} {v}' for k, v in facts.items()) + '.', '',
                       *[f"| {' | '.join(cells)} |" for cells in lines], '',
-                      'A usage about that of as many vectors drawn from the training histogram is what so few can show; below it are codes that only the training shapes use.',
+                      'A usage about that of as many vectors drawn from the training histogram is what so few can show; below it are codes that only the training '
+                      f"shapes use. Codes that all come alike would show {ours['even']:.3%}.",
                       '', f'Goals: {said}.', ''])
 
 def side_by_side(argv):
