@@ -128,7 +128,7 @@ def _screen_layouts():
     return dict(READ=_layouts(64, 64)['READ'], PRODUCT=gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, COLS, 16]),
                 COPY=gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0]), LIST=gl.BlockedLayout([1], [32], [WARPS], [0]))
 
-# %% ../nbs/09_hopper.ipynb #73b49551
+# %% ../nbs/09_hopper.ipynb #9e210d88
 @gluon.jit
 def _power(largest):
     "The power of two that brings `largest` to [1,2), kept below 2⁶⁰."
@@ -217,7 +217,7 @@ def _screen_hopper(x, codebook, middle, largest, codes, lowest, half, most, orde
     rival = score
     index = where
     for f in gl.static_range(FOLD):
-        code = gl.load(order + where + f * COLS)
+        code = gl.maximum(gl.load(order + where + f * COLS), 0)                 # where there is none, half is inf
         own = gl.sum(v * (_centred(codebook, code, chan, middle, row < n, CHANNELS) * power), 1) - gl.load(half + where + f * COLS) * share
         rival = gl.maximum(rival, gl.minimum(score, own))
         index = gl.where(own > score, code, index)

@@ -15,7 +15,7 @@ from .ops import check_nearest, nearest_code, nearest_code_reference
 if triton.__version__.startswith('3.6.'): from sdfvq.hopper import screen_hopper   # the Gluon it is written in changes with Triton
 else: screen_hopper = None
 
-# %% ../nbs/28_nearest.ipynb #9914b383
+# %% ../nbs/28_nearest.ipynb #615dada7
 _MANTISSA, _LEAST = tl.constexpr(0x7f800000), tl.constexpr(2**-60)
 
 @triton.jit
@@ -36,20 +36,21 @@ def _round(v):
     return high, low, tl.sqrt(tl.sum(off * off, 1)), tl.sqrt(tl.sum(off2 * off2, 1)), square
 
 @triton.jit
-def _codes(codebook, order, middle, largest, high, low, half, most, k, C: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    "Codes in their order, in fp16, and |code|²/2, inf for those beyond `k` and those not finite; most: the largest norm, and the largest rests beyond `high` and beyond both."
+def _codes(codebook, order, middle, largest, high, low, half, most, C: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    "Codes in their order, -1 for none, in fp16, and |code|²/2, inf where there is none and where it is not finite; most: the largest norm, and the largest rests beyond `high` and beyond both."
     i, chan = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, CHANNELS)
-    there = (i < k)[:, None] & (chan < C)[None, :]
-    v = tl.load(codebook + tl.load(order + i)[:, None] * C + chan[None, :], mask=there, other=0.)
+    code = tl.load(order + i)
+    there = (code >= 0)[:, None] & (chan < C)[None, :]
+    v = tl.load(codebook + code[:, None] * C + chan[None, :], mask=there, other=0.)
     v = (v - tl.where(there, tl.load(middle + chan, mask=chan < C, other=0.)[None, :], 0.)) * _power(tl.load(largest))
     h, l, off, off2, square = _round(v)
     at = i[:, None] * CHANNELS + chan[None, :]
     tl.store(high + at, h); tl.store(low + at, l)
-    may = (i < k) & (square < float('inf'))                    # what is not finite is never the nearest
+    may = (code >= 0) & (square < float('inf'))                  # what is not finite is never the nearest
     tl.store(half + i, tl.where(may, square / 2, float('inf')))
     tl.atomic_max(most, tl.max(tl.where(may, tl.sqrt(square), 0.), 0)); tl.atomic_max(most + 1, tl.max(off, 0)); tl.atomic_max(most + 2, tl.max(off2, 0))
 
-# %% ../nbs/28_nearest.ipynb #597e6838
+# %% ../nbs/28_nearest.ipynb #cf71d829
 @triton.jit
 def _far(x, codebook, row, code, C: tl.constexpr, PART: tl.constexpr):
     "|code|²/2 − row·code in double precision, a code to a row; inf where that is no number."
@@ -110,7 +111,7 @@ def _screen(x, codebook, middle, largest, high, low, half, most, order, todo, ou
     least, index = tl.full((ROWS,), float('inf'), tl.float64), tl.zeros((ROWS,), tl.int32)
     for f in tl.static_range(4 * FOLD if FINE else FOLD):
         place = (after if f // FOLD % 2 else step) + (there if f // FOLD // 2 else here) + f % FOLD * COLS
-        code = tl.load(order + place)
+        code = tl.maximum(tl.load(order + place), 0)
         far = _far(x, codebook, row, code.to(tl.int64), C, 16)
         index = tl.where((far < least) | (far == least) & (code < index), code, index)
         least = tl.minimum(least, far)
@@ -133,7 +134,7 @@ def _settle(x, codebook, todo, out, k, C: tl.constexpr, PART: tl.constexpr, BLOC
             least = tl.minimum(least, best)
         tl.store(out + row, index.to(tl.int64))
 
-# %% ../nbs/28_nearest.ipynb #fe20ad1e
+# %% ../nbs/28_nearest.ipynb #3501012d
 WIDEST = 256     # channels that a program holds; wider vectors take the reference
 FEWEST = 2**15   # vectors: below, there are not enough of Hopper's large tiles for all multiprocessors
 
@@ -153,12 +154,12 @@ def nearest_code_triton(x: Tensor, codebook: Tensor, programs: int = 2048) -> Te
     finite = codebook.where(codebook.isfinite(), 0.)
     middle = finite.mean(0)
     centred = finite - middle
-    order = torch.cat([centred.square().sum(1).argsort(stable=True).int(), codebook.new_zeros(room - k, dtype=torch.int32)])
+    order = torch.cat([centred.square().sum(1).argsort(stable=True).int(), codebook.new_full((room - k,), -1, dtype=torch.int32)])
     order = order.view(-1, 32, 4).mT.flatten()                  # four of nearly one length share a column of `screen_hopper`
     largest, (high, low) = centred.abs().amax(), codebook.new_empty(2, room, channels, dtype=torch.float16)
     half, most, lists = codebook.new_empty(room), codebook.new_zeros(3), torch.empty(2, n + 1, dtype=torch.int32, device=x.device)
     lists[:, 0] = 0
-    _codes[room // 64,](codebook, order, middle, largest, high, low, half, most, k, C=c, CHANNELS=channels, BLOCK=64, num_warps=4)
+    _codes[room // 64,](codebook, order, middle, largest, high, low, half, most, C=c, CHANNELS=channels, BLOCK=64, num_warps=4)
     codes = x, codebook, middle, largest, high, low, half, most, order
     for fine in (False, True):
         rows, cols, fold = _tile(channels, fine)

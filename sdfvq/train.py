@@ -177,7 +177,8 @@ def join_processes(
     device = device or (f'cuda:{local}' if torch.cuda.is_available() else 'cpu')
     if device == 'cuda' and 'LOCAL_RANK' in os.environ: device = f'cuda:{local}'
     if device.startswith('cuda') and torch.cuda.is_available(): torch.cuda.set_device(device)
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not dist.is_initialized(): dist.init_process_group('cpu:gloo,cuda:nccl' if device.startswith('cuda') else 'gloo')   # counts may stand on the CPU
+    backend = 'cpu:gloo,cuda:nccl' if device.startswith('cuda') else 'gloo'   # counts may stand on the CPU
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not dist.is_initialized(): dist.init_process_group(backend)
     return check_device(device)
 
 def train(
