@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['ShapeTokenizer', 'load_shape', 'read_field']
 
-# %% ../nbs/51_tokenizer.ipynb #8b78e60f
-import zipfile
+# %% ../nbs/51_tokenizer.ipynb #0bc6e4bb
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,19 +121,13 @@ def _batch(sdf):
 def _field(y, like):
     return SparseSDF(y.coords[:, 1:].cpu().numpy(), y.feats[:, 0].float().cpu().numpy(), like.resolution, like.band, like.transform, 'decoded')
 
-# %% ../nbs/51_tokenizer.ipynb #dd7e77ac
+# %% ../nbs/51_tokenizer.ipynb #19d8c675
 def read_field(
-    path,                               # .npz of `voxelize`, `prepare` or `encode`
+    path,                               # Of `voxelize`, `prepare` or `encode`
     tokenizer: ShapeTokenizer = None,   # That made the tokens; a field needs none
     depth: int | None = None,           # Residual depths to decode; None: all
 ) -> SparseSDF:
     "The sparse SDF in a file, decoded where it holds tokens."
-    if _is_sdf(path): return SparseSDF.load(path)
-    tokens = ShapeTokens.load(path)
+    if not is_tokens(path): return SparseSDF.load(path)
     if tokenizer is None: raise InputError(f"{path}: tokens; give the model that made them with --model")
-    return tokenizer.decode_sdf(tokens, depth)
-
-def _is_sdf(path):
-    try:
-        with zipfile.ZipFile(path) as f: return not {'sparse_sdf.npy', 'compact.npy'}.isdisjoint(f.namelist())
-    except (OSError, zipfile.BadZipFile): return False
+    return tokenizer.decode_sdf(ShapeTokens.load(path), depth)
