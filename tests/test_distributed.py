@@ -16,10 +16,11 @@ def work(out):
     from fastai.optimizer import OptimWrapper
 
     from sdfvq.callbacks import Clock, JointGradients
-    from sdfvq.codebook import processes
-    from sdfvq.data import ShapeDataset, collate, synth_shapes
+    from sdfvq.data import ShapeDataset, synth_shapes
     from sdfvq.learner import vqvae_learner
+    from sdfvq.loader import collate
     from sdfvq.quantize import VectorQuantizer
+    from sdfvq.quantizer import processes
     from sdfvq.train import join_processes
     from sdfvq.vqvae import SparseSDFVQVAE, VQVAEConfig, preset
 

@@ -28,8 +28,8 @@ def test_import_is_light():
     assert loaded('sdfvq') == set()
 
 def test_rooms_without_training_are_light():
-    "Only data, learner and what is built on them need fastai, only vl transformers. The command line loads them when a command does."
-    heavy = {'data', 'learner', 'evaluate', 'explore', 'demo', 'vl', 'retrieve'} | ({'kernels', 'hopper', 'nearest', 'norm'} if find_spec('triton') is None else set())
+    "Only data, training and what is built on them need fastai, only vl transformers. The command line loads them when a command does."
+    heavy = {'data', 'learner', 'callbacks', 'config', 'runs', 'train', 'evaluate', 'explore', 'demo', 'vl', 'retrieve'} | ({'kernels', 'hopper', 'nearest', 'norm'} if find_spec('triton') is None else set())
     assert not loaded(*(f'sdfvq.{m}' for m in ROOMS if m not in heavy)) & {'fastai', 'transformers'}
 
 @pytest.mark.parametrize('name', sdfvq.__all__)
