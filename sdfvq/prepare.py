@@ -164,7 +164,8 @@ def prepare(
         items, images = _by_organ(find_items(source, least), run, window or spacing)
         _sweep(out)
         notes = Notes(out/'prepare.jsonl', dict(band=float(band), sign=sign, **({'compact': True} if compact else {})))
-        tasks = (Task(i, str(out.absolute()), tuple(resolutions), float(band), sign, compact, notes.known.get(_key(i), {})) for i in items)
+        largest_first = sorted(items, key=_bytes, reverse=True)      # none is left to one worker at the end
+        tasks = (Task(i, str(out.absolute()), tuple(resolutions), float(band), sign, compact, notes.known.get(_key(i), {})) for i in largest_first)
         due, total = 0., len(items) + len(images)
         try:
             for task, found, why in run(prepare_item, tasks):
@@ -219,6 +220,10 @@ def _by_organ(items, run, others):
     return out, images
 
 def _key(item): return item.name, _organ(item)
+
+def _bytes(item):
+    try: return os.stat(item.path).st_size
+    except (OSError, TypeError, ValueError): return 0      # its worker says why
 
 def _note(task, found, why):
     "What to keep of a worker's answer, and the errors of this run."
