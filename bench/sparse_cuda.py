@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from harness import Row, gpu, main
 from sdfvq.conv import load_backend
-from sdfvq.ops import conv, neighbors, neighbors_reference
+from sdfvq.ops import conv, group_norm, neighbors, neighbors_reference
 from sdfvq.sparse import SparseTensor
 from sdfvq.vqvae import SparseSDFVQVAE, preset
 from sparse import torus
@@ -154,10 +154,37 @@ def conv_rows(c, quoted, quoted_thin, most, most_forward):
             Row(f'4 layers {c}, memory', 'peak beside the operands', peak(there_and_back(conv)), of_its_output(close),
                 layers(c, 4), unit='GB')]
 
+def items(rows=200_000, device='cuda'):
+    "Features of 16 items, their offsets, weight and bias, and a gradient of what comes out."
+    g, channels = torch.Generator(device).manual_seed(0), 16
+    draw = lambda *size: torch.randn(*size, generator=g, device=device)
+    return (draw(16 * rows, channels).bfloat16().requires_grad_(), torch.arange(17, device=device) * rows,
+            draw(channels).requires_grad_(), draw(channels).requires_grad_(), draw(16 * rows, channels).bfloat16())
+
+def norm_back(f):
+    "`f(feats, offsets, weight, bias)` and its gradients."
+    def run(x):
+        *given, grad = x
+        out = f(*given)
+        return out, *torch.autograd.grad(out, (given[0], *given[2:]), grad.to(out.dtype))
+    return run
+
+def norm_by_item(feats, offsets, weight, bias):
+    parts = [F.group_norm(part.T[None].to(weight.dtype), 16, weight, bias)[0].T for part in feats.split(offsets.diff().tolist())]
+    return F.silu(torch.cat(parts)).to(feats.dtype)
+
+def norm_close(x, ours, theirs):
+    true = norm_back(norm_by_item)([t.detach().double().requires_grad_() if t.is_floating_point() else t for t in x])
+    gap = max(((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(ours, true))
+    return gap < 1e-2, f'{gap:.0e} from fp64'
+
+NORM_ROW = Row('norm', 'group norm and SiLU of 16 items of 200,000 voxels, C=16, bf16: forward and gradients',
+               norm_back(lambda *x: group_norm(*x, 16, 1e-5, True)[0]), norm_close, items, peer=norm_back(norm_by_item), by='torch: item after item', device='cuda')
+
 ROWS = [Row('map', f'{TORUS}: 27 neighbours of each', neighbors, same_map, lambda: torus().cuda(), peer=neighbors_reference, by='torch: order checked, 27 searchsorted',
             most=.15e-3, device='cuda'),
         *conv_rows(64, 'spconv-cu126 15.8 ms, FlexGEMM 9.9 ms', 'spconv-cu126 13.5 ms, FlexGEMM 9.2 ms', 6.4e-3, None),
-        *conv_rows(128, 'spconv-cu126 45.8 ms, FlexGEMM 22.7 ms', 'spconv-cu126 29.7 ms, FlexGEMM 17.7 ms', 17e-3, 1.4e-3), *VAE_ROWS]
+        *conv_rows(128, 'spconv-cu126 45.8 ms, FlexGEMM 22.7 ms', 'spconv-cu126 29.7 ms, FlexGEMM 17.7 ms', 17e-3, 1.4e-3), NORM_ROW, *VAE_ROWS]
 
 if __name__ == '__main__':
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 
 from .geometry import closest_point
 from .mesh import make_mesh
-from .metrics import _tensors, sample_surface
+from .metrics import tensors, sample_surface
 
 # %% ../nbs/35_draco.ipynb #e36437a5
 BITS = (6, 7, 8, 9, 10, 11, 12, 14, 16)   # of a coordinate, tried each
@@ -82,7 +82,7 @@ def squeeze(
     ladders = [_Ladder(name, m, 2 * max(budgets)) for name, m in sources.items() if len(m.faces)]   # no face takes less than half a byte
     def gap(m):
         if not len(m.faces): return np.inf
-        there = closest_point(*_tensors(points, m.vertices, m.faces))[0].mean()
+        there = closest_point(*tensors(points, m.vertices, m.faces))[0].mean()
         return float(there) + tree.query(sample_surface(m, n, seed)[0])[0].mean()
     gaps, best = {}, []
     for nbytes in budgets:

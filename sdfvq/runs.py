@@ -186,7 +186,7 @@ class RunLog(CSVLogger):
     def __init__(self, path): super().__init__(path, append=True)
     def before_fit(self):
         new = not (self.path/self.fname).exists() or not (self.path/self.fname).stat().st_size
-        self.file = open(self.path/self.fname, 'a')
+        self.file = open(self.path/self.fname, 'a', encoding='utf-8')
         if new: self.file.write(','.join(self.recorder.metric_names) + '\n')
         self.old_logger, self.learn.logger = self.logger, self._write_line
 

@@ -165,7 +165,8 @@ def is_tokens(
     "Is it a token file of either form, by what is in it?"
     if not Path(path).is_file(): return False
     with open(path, 'rb') as f: start = f.read(4)
-    return start == MAGIC or start[:2] == b'PK' and zipfile.is_zipfile(path) and 'morton_steps.npy' in zipfile.ZipFile(path).namelist()
+    if start[:2] != b'PK' or not zipfile.is_zipfile(path): return start == MAGIC
+    with zipfile.ZipFile(path) as z: return 'morton_steps.npy' in z.namelist()
 
 def _check_version(v):
     if v != VERSION: raise InputError(f"version {v}, this sdfvq reads version {VERSION}; update sdfvq, or encode the shape again")
