@@ -10,6 +10,8 @@ from setuptools import setup
 parser = configparser.ConfigParser(delimiters=['='], interpolation=None)
 parser.read('settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
+EXTRAS = 'train', 'vl', 'view', 'text', 'medical', 'eval', 'ray', 'spconv'
+TESTED = 'train', 'vl', 'view', 'medical', 'eval', 'dev'   # what a developer gets
 
 class OptionalBuildExt(build_ext):
     "A machine without a compiler still installs: the plain-torch references run instead, and say so."
@@ -61,9 +63,7 @@ setup(
     long_description_content_type='text/markdown',
     packages=['sdfvq'], package_data={'sdfvq': ['*.json']}, python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'train': cfg['train_requirements'].split(), 'spconv': cfg['spconv_requirements'].split(), 'ray': cfg['ray_requirements'].split(), 'medical': cfg['medical_requirements'].split(),
-                    'evaluate': cfg['evaluate_requirements'].split(),
-                    'dev': sum((cfg[f'{k}_requirements'].split() for k in ('train', 'medical', 'dev')), [])},
+    extras_require={**{e: cfg[f'{e}_requirements'].split() for e in EXTRAS}, 'dev': sum((cfg[f'{e}_requirements'].split() for e in TESTED), [])},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3',
                  'Programming Language :: C++', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],

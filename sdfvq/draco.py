@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BITS', 'STEP', 'NEEDS', 'codecs', 'Squeezed', 'squeeze']
 
-# %% ../nbs/35_draco.ipynb #a1ca6f81
+# %% ../nbs/35_draco.ipynb #ff7dcf97
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,10 @@ from .geometry import closest_point
 from .mesh import make_mesh
 from .metrics import tensors, sample_surface
 
-# %% ../nbs/35_draco.ipynb #e36437a5
+# %% ../nbs/35_draco.ipynb #c30acddc
 BITS = (6, 7, 8, 9, 10, 11, 12, 14, 16)   # of a coordinate, tried each
 STEP = 2**.25         # between the numbers of faces that are tried
-NEEDS = 'DracoPy and fast-simplification, of `pip install "sdfvq[evaluate]"`'
+NEEDS = 'DracoPy and fast-simplification, of `pip install "sdfvq[eval]"`'
 
 def codecs():
     "DracoPy and fast_simplification, or None if one of them is missing."

@@ -6,6 +6,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT/'requirements'
 FASTAI = 'fastai==2.8.7'                  # the newest that runs with the fastcore 1.x of nbdev 2
 UNUSED = {'torch', 'torchvision', 'spacy'} # of fastai's requirements: torch is locked apart, the others never imported
+EXTRAS = 'vl', 'view', 'medical', 'eval'  # beside train: what the tests need
 BUILD = ['setuptools>=77', 'pybind11>=2.13']
 ELSEWHERE = ['appnope==0.1.4 ; sys_platform == "darwin"', 'colorama==0.4.6 ; sys_platform == "win32"']  # not seen on Linux
 
@@ -18,12 +19,12 @@ def name(requirement):
 def settings():
     cfg = configparser.ConfigParser(delimiters=['='], interpolation=None)
     cfg.read(ROOT/'settings.ini', encoding='utf-8')
-    return {k: cfg['DEFAULT'][k + 'requirements'].split() for k in ('', 'train_', 'medical_', 'evaluate_', 'dev_')}
+    return {k: cfg['DEFAULT'][f'{k}_requirements' if k else 'requirements'].split() for k in ('', 'train', *EXTRAS, 'dev')}
 
 def resolve(python, *args):
     "What pip would install beside the torch that is there: {name: (version, metadata)}."
     report = subprocess.run([python, '-m', 'pip', 'install', '--quiet', '--dry-run', '--report', '-', *args],
-                            check=True, stdout=subprocess.PIPE, text=True).stdout
+                            check=True, stdout=subprocess.PIPE, text=True, encoding='utf-8').stdout
     found = [item['metadata'] for item in json.loads(report)['install']]
     return {name(m['name']): m for m in found}
 
@@ -41,14 +42,14 @@ def main():
 
         fastai = resolve(python, '--no-deps', FASTAI)
         needs = [r for r in fastai['fastai']['requires_dist'] if 'extra ==' not in r and name(r) not in UNUSED]
-        train = [r for r in wanted['train_'] if name(r) != 'fastai']
+        train = [r for r in wanted['train'] if name(r) != 'fastai']
         beside = [r for r in train if name(r) in map(name, needs)]  # our bounds on what fastai needs
         runtime = [r for r in wanted[''] if name(r) != 'torch'] + needs + beside + BUILD
         torch_needs = ['torch']                                      # already there: brings only what it lacks
-        everything = resolve(python, *runtime, *train, *wanted['medical_'], *wanted['evaluate_'], *wanted['dev_'], *torch_needs)
+        everything = resolve(python, *runtime, *train, *sum((wanted[e] for e in (*EXTRAS, 'dev')), []), *torch_needs)
 
         pins = Path(tmp)/'pins.txt'
-        pins.write_text('\n'.join(f"{n}=={m['version']}" for n, m in everything.items()))
+        pins.write_text('\n'.join(f"{n}=={m['version']}" for n, m in everything.items()), encoding='utf-8')
         run = resolve(python, '-c', str(pins), *runtime, *torch_needs)
 
     dev = {n: m for n, m in everything.items() if n not in run}
