@@ -19,15 +19,15 @@ ALONE = 'none'
 def peak(*args):
     "What the running bench says when asked for --peak with these arguments."
     command = [sys.executable, sys.argv[0], '--peak', *map(str, args)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, encoding='utf-8').stdout)
 
 def resident(key):
     "Bytes of this program: \"VmRSS\" now, \"VmHWM\" at most; `ru_maxrss` would begin with those of the process which started it."
-    return int(next(line.split()[1] for line in open('/proc/self/status') if line.startswith(key))) * 1024
+    return int(next(line.split()[1] for line in open('/proc/self/status', encoding='utf-8') if line.startswith(key))) * 1024
 
 def forget_peak():
     "Linux begins to count the most anew on a 5."
-    Path('/proc/self/clear_refs').write_text('5')
+    Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')
 
 def growth(f):
     "What `f` gives, and what the resident set grew by meanwhile, less that."
@@ -97,7 +97,7 @@ def machine(peers):
     "What the numbers depend on, and the peers' versions by package; nothing that names the machine."
     a, b = np.ones(2**25), np.empty(2**25)
     m = torch.rand(2048, 2048)
-    cpu = next((line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')), platform.machine())
+    cpu = next((line.split(':')[1].strip() for line in open('/proc/cpuinfo', encoding='utf-8') if line.startswith('model name')), platform.machine())
     return dict(device=f'{cpu}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads', date=f'{datetime.now(timezone.utc):%Y-%m-%d}',
                 copy=2 * a.nbytes / best(lambda _: np.copyto(b, a)), product=2 * 2048**3 / best(lambda _: m @ m),
                 versions=dict(Python=platform.python_version(), NumPy=np.__version__, PyTorch=torch.__version__) |

@@ -19,7 +19,7 @@ def locked(
     folder,  # That one run at a time may write to
 ):
     "`InputError` where another run holds the folder, on this host or another that shares it."
-    with open(Path(folder)/'.lock', 'a') as f:
+    with open(Path(folder)/'.lock', 'a', encoding='utf-8') as f:
         try:
             if os.name == 'nt':
                 import msvcrt

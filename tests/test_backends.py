@@ -80,7 +80,7 @@ def test_imported_before_torch(threads):
     "It then uses an OpenMP of its own, which knows nothing of `torch.set_num_threads`."
     code = ('import spconv.core_cc; import torch; from sdfvq.conv import prove_backend; '
             'torch.set_num_threads(2); print(*(prove_backend.__wrapped__("spconv", "cpu", torch.float32) < 1e-5 for _ in range(10)))')
-    done = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, encoding='utf-8')
     assert done.stdout.split() == ['True'] * 10
 
 def test_weights_of_its_own_layer(threads):

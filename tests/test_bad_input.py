@@ -58,7 +58,7 @@ BAD = {
 def test_bad_mesh(tmp_path, model, name):
     text, word = BAD[name]
     path, out = tmp_path / name, tmp_path / 'out'
-    path.write_text(text)
+    path.write_text(text, encoding='utf-8')
     refused(run('voxelize', path, '-o', out / 'a.npz', '--resolution', 16), name, word)
     refused(run('encode', path, '-o', out / 'a.npz', '-m', model), name, word)
     assert not list(out.glob('*'))
@@ -111,9 +111,9 @@ def test_tokens_that_do_not_fit(tmp_path, ball, model):
 def test_outputs_are_kept(tmp_path, ball, model):
     out = tmp_path / 'a.npz'
     for args in (('voxelize', ball, '-o', out, '--resolution', 16), ('encode', ball, '-o', out, '-m', model)):
-        out.write_text('precious')
+        out.write_text('precious', encoding='utf-8')
         refused(run(*args), 'a.npz', '--overwrite')
-        assert out.read_text() == 'precious'
+        assert out.read_text(encoding='utf-8') == 'precious'
         assert run(*args, '--overwrite').exit_code == 0 and out.read_bytes()[:2] == b'PK'
     refused(run('voxelize', ball, '-o', ball / 'below' / 'a.npz', '--resolution', 16), 'not writable')
     assert run('voxelize', ball, '-o', out, '--resolution', 16, '--overwrite').exit_code == 0
@@ -122,7 +122,7 @@ def test_outputs_are_kept(tmp_path, ball, model):
 
 def test_one_bad_of_many_costs_itself_alone(tmp_path, ball, model):
     bad = tmp_path / 'bad.ply'
-    bad.write_text('no mesh')
+    bad.write_text('no mesh', encoding='utf-8')
     r = run('encode', bad, ball, '-o', tmp_path / 'out', '-m', model)
     assert r.exit_code == 2 and 'bad.ply' in r.stderr and '1 of 2 failed' in r.stderr
     assert [p.name for p in (tmp_path / 'out').iterdir()] == ['ball.s3d']

@@ -71,7 +71,7 @@ def work(out):
 def launch(*args, processes=2, cwd=None):
     "torchrun on this host's CPU; `processes` 1: plain Python."
     how = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes)] if processes > 1 else []
-    p = subprocess.run([sys.executable, *how, *args], env=dict(os.environ, OMP_NUM_THREADS='1'), cwd=cwd, capture_output=True, text=True, timeout=500)
+    p = subprocess.run([sys.executable, *how, *args], env=dict(os.environ, OMP_NUM_THREADS='1'), cwd=cwd, capture_output=True, text=True, timeout=500, encoding='utf-8')
     return p
 
 @pytest.fixture(scope='module')
@@ -114,12 +114,12 @@ def test_command(tmp_path):
     (tmp_path/'data').mkdir()
     for i, s in enumerate(synth_shapes(9, 16)): s.save(tmp_path/'data'/f's{i}_r16.npz')
     (tmp_path/'c.yaml').write_text('model: {resolution: 4, model_channels: 16, num_embeddings: 16}\ndataset: {min_points: 10}\n'
-                                   'trainer: {max_steps: 4, batch_size_per_gpu: 2, i_log: 2, i_save: 2, num_samples: 1}\n')
+                                   'trainer: {max_steps: 4, batch_size_per_gpu: 2, i_log: 2, i_save: 2, num_samples: 1}\n', encoding='utf-8')
     command = ['-m', 'sdfvq.cli', 'train', 'data', '-o', 'run', '--device', 'cpu']
     for more in (['--config', 'c.yaml'], ['--resume']):
         p = launch(*command, *more, cwd=tmp_path)
         assert p.returncode == 0, p.stdout + p.stderr
     load_model(tmp_path/'run')
-    assert len((tmp_path/'run'/'log.csv').read_text().split()) == 1 + 6
+    assert len((tmp_path/'run'/'log.csv').read_text(encoding='utf-8').split()) == 1 + 6
 
 if __name__ == '__main__': work(sys.argv[1])

@@ -5,6 +5,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 def test_site():
-    done = subprocess.run([sys.executable, ROOT/'tools'/'docs.py'], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, ROOT/'tools'/'docs.py'], cwd=ROOT, capture_output=True, text=True, encoding='utf-8')
     assert done.returncode == 0, done.stdout + done.stderr
     assert '<title>' in (ROOT/'_docs'/'index.html').read_text(encoding='utf-8')

@@ -15,7 +15,7 @@ ROOMS = sorted(p.stem for p in SDFVQ.glob('*.py') if not p.stem.startswith('_'))
 
 def run(code, folder=None):
     "What `code` prints in a fresh interpreter; modules of `folder` come first."
-    done = subprocess.run([sys.executable, '-c', code], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run([sys.executable, '-c', code], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8')
     assert done.returncode == 0, done.stdout
     return done.stdout.strip()
 
@@ -54,8 +54,8 @@ def test_functions_named_like_their_module(tmp_path, order):
     folder = tmp_path/'sdfvq'
     folder.mkdir()
     shutil.copy(SDFVQ/'__init__.py', folder)
-    (folder/'voxelize.py').write_text('def voxelize(): pass\ndef march(): pass\n')
-    (folder/'view.py').write_text('from sdfvq.voxelize import march\ndef view(): pass\n')
+    (folder/'voxelize.py').write_text('def voxelize(): pass\ndef march(): pass\n', encoding='utf-8')
+    (folder/'view.py').write_text('from sdfvq.voxelize import march\ndef view(): pass\n', encoding='utf-8')
     print_types = ('import sdfvq, sys; from sdfvq import voxelize, view; '
                    'print(*(type(o).__name__ for o in (sdfvq.voxelize, sdfvq.view, voxelize, view, sys.modules["sdfvq.voxelize"])))')
     assert run('; '.join([*order, print_types]), tmp_path) == 'function function function function module'

@@ -20,10 +20,10 @@ def folder(tmp_path):
     (tmp_path/'in').mkdir()
     for i in range(16): blob(i, subdivisions=3).export(tmp_path/'in'/f'blob {i:02}.ply')
     (tmp_path/'in'/'twin.ply').write_bytes((tmp_path/'in'/'blob 03.ply').read_bytes())
-    (tmp_path/'in'/'text.glb').write_text('no mesh')
+    (tmp_path/'in'/'text.glb').write_text('no mesh', encoding='utf-8')
     return tmp_path
 
-def start(folder, out, **kw): return subprocess.Popen([*COMMAND, '-o', out], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kw)
+def start(folder, out, **kw): return subprocess.Popen([*COMMAND, '-o', out], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8', **kw)
 
 def state(out): return {p.name: p.read_bytes() for p in Path(out).iterdir() if p.suffix in ('.npz', '.csv')}
 
@@ -40,7 +40,7 @@ def processes(folder, word):
     found = []
     for p in Path('/proc').glob('[0-9]*'):
         try:
-            if p.joinpath('cwd').readlink() == folder and word in p.joinpath('cmdline').read_text(): found.append(int(p.name))
+            if p.joinpath('cwd').readlink() == folder and word in p.joinpath('cmdline').read_text(encoding='utf-8'): found.append(int(p.name))
         except OSError: pass
     return found
 
@@ -58,7 +58,7 @@ def test_killed_run_goes_on_to_the_same_bytes(folder):
         wait_for(lambda: not processes(folder, 'sdfvq.workers'), 10)        # workers end with their parent, though one may be at work
         assert all((folder/'cut'/f'{row["sha256"]}_r{r}.npz').exists() for row in computed(folder/'cut') for r in (16, 32))
         assert len(computed(folder/'cut')) < 96
-        (folder/'cut'/f'.{"0" * 64}_r16-{"1" * 32}.npz').write_text('left by a writer that was killed')
+        (folder/'cut'/f'.{"0" * 64}_r16-{"1" * 32}.npz').write_text('left by a writer that was killed', encoding='utf-8')
     kept = {p: p.stat().st_ino for p in folder.glob('cut/[0-9a-f]*_r*.npz')}
     last = start(folder, 'cut'); said = last.communicate()[0]
     assert last.returncode == 2 and 'of them before' in said, said
@@ -121,11 +121,11 @@ def test_own_columns_stay(folder):
 def test_bad_input_is_named_and_costs_itself_alone(folder):
     "Each bad file has its row and its reason; what is odd but good is made."
     sitk = pytest.importorskip('SimpleITK', reason='optional: pip install SimpleITK')
-    d = folder/'bad'; (d/'closed').mkdir(parents=True); (d/'closed'/'x.ply').write_text('x')
+    d = folder/'bad'; (d/'closed').mkdir(parents=True); (d/'closed'/'x.ply').write_text('x', encoding='utf-8')
     ball = ellipsoid((9, 9, 9)).array
     def volume(name, array, affine=np.eye(4)): save_volume(Volume(array, affine), d/name)
     blob(1, subdivisions=3).export(d/'shape.glb')
-    (d/'cut.glb').write_bytes((d/'shape.glb').read_bytes()[:-400]); (d/'text.glb').write_text('no mesh')
+    (d/'cut.glb').write_bytes((d/'shape.glb').read_bytes()[:-400]); (d/'text.glb').write_text('no mesh', encoding='utf-8')
     (d/'a b\n\u00fc\u96f6.ply').write_bytes((folder/'in'/'blob 03.ply').read_bytes()); (d/'twin.ply').write_bytes((folder/'in'/'blob 03.ply').read_bytes())
     lone = np.zeros((5, 6, 7), np.uint8); lone[2, 3, 3] = 1
     for name, array in (('empty.nii.gz', ball * 0), ('lone.nii.gz', lone), ('border.nii.gz', ball[:11]), ('float.nrrd', ball * .5), ('whole.nrrd', ball * 1.)): volume(name, array)
@@ -170,6 +170,6 @@ def ray_workers():
     parents = set()
     for p in Path('/proc').glob('[0-9]*'):
         try:
-            if 'sdfvq.workers' in p.joinpath('cmdline').read_text(): parents.add(int(p.joinpath('stat').read_text().rpartition(')')[2].split()[1]))
+            if 'sdfvq.workers' in p.joinpath('cmdline').read_text(encoding='utf-8'): parents.add(int(p.joinpath('stat').read_text(encoding='utf-8').rpartition(')')[2].split()[1]))
         except OSError: pass
-    return [p for p in parents if 'ray::' in Path(f'/proc/{p}/cmdline').read_text()]
+    return [p for p in parents if 'ray::' in Path(f'/proc/{p}/cmdline').read_text(encoding='utf-8')]

@@ -34,7 +34,7 @@ def test_codes_that_repeat(tmp_path):
     assert np.array_equal(read_tokens(t.save(tmp_path/'t.s3d'))['codes'], t.indices)
 
 def test_reader_needs_numpy_alone(tmp_path):
-    imported = {a.name for n in ast.walk(ast.parse(READER.read_text())) if isinstance(n, ast.Import) for a in n.names}
+    imported = {a.name for n in ast.walk(ast.parse(READER.read_text(encoding='utf-8'))) if isinstance(n, ast.Import) for a in n.names}
     assert imported == {'bisect', 'itertools', 'struct', 'zlib', 'numpy'}
     path = tokens(50, 1, 100, 16).save(tmp_path/'t.s3d')
     code = f"import sys, runpy; sys.modules['torch'] = sys.modules['sdfvq'] = None; runpy.run_path({str(READER)!r})['read_tokens']({str(path)!r})"

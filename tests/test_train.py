@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
     d = tmp_path_factory.mktemp('train')
     (d/'data').mkdir()
     for i, s in enumerate(synth_shapes(10, 16)): s.save(d/'data'/f's{i}_r16.npz')
-    (d/'c.yaml').write_text(yaml.safe_dump(SETTINGS))
+    (d/'c.yaml').write_text(yaml.safe_dump(SETTINGS), encoding='utf-8')
     out, code = finish(start(d, 'whole', '--config', 'c.yaml'))
     assert code == 0, out
     return d
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 def start(d, run, *args, ahead=''):
     "A training with one thread; `ahead` is Python that runs before it."
     return subprocess.Popen([sys.executable, '-c', f'{ahead}\nfrom sdfvq.cli import main; main()', 'train', 'data', '-o', run, '--device', 'cpu', *args], cwd=d,
-                            env=dict(os.environ, OMP_NUM_THREADS='1', COLUMNS='200'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                            env=dict(os.environ, OMP_NUM_THREADS='1', COLUMNS='200'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8')
 
 def finish(p):
     out = p.communicate(timeout=300)[0]
@@ -39,7 +39,7 @@ def wait_for(what, p, seconds=300):
         assert time.time() < end and p.poll() is None, 'it did not happen'
         time.sleep(.002)
 
-def log(run): return [{k: v for k, v in row.items() if k != 'time'} for row in csv.DictReader(open(run/'log.csv'))]
+def log(run): return [{k: v for k, v in row.items() if k != 'time'} for row in csv.DictReader(open(run/'log.csv', encoding='utf-8'))]
 
 def events(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -73,7 +73,7 @@ def test_killed_and_resumed(folder):
         p.send_signal(signal.SIGKILL); p.wait(); p.stdout.close()
         assert len(log(run)) >= at_least // 4
         (run/'ckpts'/'.step0000099-half.pt').write_bytes(b'half')
-        with open(run/'log.csv', 'a') as f: f.write('0,0.')       # a line that was cut
+        with open(run/'log.csv', 'a', encoding='utf-8') as f: f.write('0,0.')       # a line that was cut
         p = start(folder, run, '--resume')
     out, code = finish(p)
     assert code == 0, out

@@ -1,5 +1,5 @@
 """Are the notebooks clean and the library in step with them? Works on copies: nothing in the checkout changes."""
-import filecmp, json, os, shutil, subprocess, sys, tempfile
+import ast, filecmp, json, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -8,7 +8,7 @@ NOT_EXPORTED = {'__init__.py'}  # by hand, but for the version
 
 def run(command, folder):
     env = {**os.environ, 'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}'}
-    done = subprocess.run([BIN/command], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run([BIN/command], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8')
     if done.returncode: sys.exit(f'{command} failed:\n{done.stdout}')
 
 def copy(folder):
@@ -29,11 +29,33 @@ def swallowed():
         first = ''.join(json.loads(p.read_text(encoding='utf-8'))['cells'][0]['source'])
         if any(line.strip() and line[0] not in '#>-' for line in first.splitlines()): yield str(p.relative_to(ROOT))
 
+def code():
+    "(where, source) of every script and of every cell of code."
+    for d in ('tests', 'tools', 'bench'):
+        for p in sorted((ROOT/d).glob('*.py')): yield p.relative_to(ROOT), p.read_text(encoding='utf-8')
+    for p in sorted(ROOT.glob('nbs/**/*.ipynb')):
+        for i, cell in enumerate(json.loads(p.read_text(encoding='utf-8'))['cells']):
+            if cell['cell_type'] == 'code' and not ''.join(cell['source']).startswith(('%', '!')): yield f'{p.relative_to(ROOT)} cell {i}', ''.join(cell['source'])
+
+def opens_in_locale(node):
+    "A call that reads or writes text in whatever encoding the user's locale has: the cause of failures that only others see."
+    if not isinstance(node, ast.Call) or any(k.arg in ('encoding', None) for k in node.keywords): return False
+    name = getattr(node.func, 'attr', getattr(node.func, 'id', ''))
+    if name == 'read_text': return not node.args
+    if name == 'write_text': return len(node.args) < 2
+    if name == 'open':
+        builtin = isinstance(node.func, ast.Name)
+        mode = [k.value for k in node.keywords if k.arg == 'mode'] or node.args[builtin:][:1]
+        return isinstance(mode[0], ast.Constant) and bool(re.fullmatch('[rwaxt+]+', str(mode[0].value))) if mode else builtin or not node.args
+    return any(k.arg == 'text' and getattr(k.value, 'value', 0) is True for k in node.keywords)   # of a subprocess
+
 def check(what, found, cure='Run `make sync` and commit what it changes.'):
     if found: sys.exit(f"{what}: {', '.join(found)}\n{cure}")
 
 def main():
     check('prose in the title cell is lost in the docs', list(swallowed()), 'Give it a cell of its own, below.')
+    check('text without an encoding', [f'{where} line {n.lineno}' for where, source in code() for n in ast.walk(ast.parse(source)) if opens_in_locale(n)],
+          "Say encoding='utf-8'.")
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         copy(tmp)

@@ -108,7 +108,7 @@ def main():
 
     shutil.rmtree(SITE, ignore_errors=True)
     shutil.copytree(cache, SITE, ignore=lambda d, names: [n for n in names if n == 'data' or n.endswith(('.ipynb', '.yml'))])
-    (SITE/'site.css').write_text(HtmlFormatter(style='friendly').get_style_defs('.highlight') + CSS)
+    (SITE/'site.css').write_text(HtmlFormatter(style='friendly').get_style_defs('.highlight') + CSS, encoding='utf-8')
     exporter = HTMLExporter(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True)
     for page, (front, source) in pages.items():
         body, _ = exporter.from_notebook_node(notebooks[source][1])
