@@ -6,7 +6,7 @@
 __all__ = ['Clock', 'Rounds', 'rate', 'Schedule', 'Precision', 'Accumulate', 'JointGradients', 'WeightAverage', 'Revival',
            'NaNGuard', 'StepProgress']
 
-# %% ../nbs/45_callbacks.ipynb #0b5ad096
+# %% ../nbs/45_callbacks.ipynb #af8d5d57
 import math, time
 
 import torch

@@ -216,7 +216,7 @@ class SDF3DCaptionDataset(SparseSDFDataset):
     def more(self, table, i): return (found,) if (found := parse_captions(cell(table, 'captions', i))) else 'without a caption'
     def sample(self, i, rng): return i, self.field(i, rng), self.captions[i][rng.integers(len(self.captions[i]))]
 
-# %% ../nbs/41_data.ipynb #5c8fbb16
+# %% ../nbs/41_data.ipynb #a0b67dc4
 def shape_dataloaders(
     train: ShapeDataset,
     valid: ShapeDataset = None,  # None: a tenth of `train`, at least one shape, taken out of it at all its resolutions
@@ -241,4 +241,4 @@ def shape_dataloaders(
     def loader(ds, **kw):
         groups = [ds.group(i) for i in range(len(ds))]
         return ShapeLoader(ds, EqualBatches(ds.counts() if max_voxels else [1] * len(ds), max_voxels or bs, groups, seed, **kw), num_workers, device)
-    return DataLoaders(loader(kept, rank=rank, world=world), loader(valid or held or kept, shuffle=False))
+    return DataLoaders(loader(kept, rank=rank, world=world), loader(valid or held or kept, shuffle=False), device=device)

@@ -6,7 +6,7 @@
 __all__ = ['GROUPS', 'STAGES', 'TOO_BIG', 'BASE_LR', 'BASE_BATCH', 'StageFreeze', 'CodebookStart', 'LossPart', 'CodebookHealth',
            'out_of_memory', 'without_largest', 'ShapeLearner', 'scaled_lr', 'vqvae_learner']
 
-# %% ../nbs/42_learner.ipynb #f0625664
+# %% ../nbs/42_learner.ipynb #64a05a0d
 import math
 from functools import partial
 
@@ -23,7 +23,7 @@ from .losses import VQVAELoss
 from .quantizer import processes
 from .vqvae import SparseSDFVQVAE
 
-# %% ../nbs/42_learner.ipynb #dceec484
+# %% ../nbs/42_learner.ipynb #fe6d7e1a
 GROUPS = ('encoder', 'quantizer', 'decoder')
 STAGES = {0: {'encoder', 'decoder'}, 1: {'quantizer'}, 2: set(GROUPS)}
 
@@ -41,7 +41,9 @@ class StageFreeze(Callback):
                 if not p.requires_grad: p.grad = None
 
     def before_batch(self):
-        if self.stage == 0: self.learn.xb = (*self.xb, False)      # quantize=False
+        "Stage 0 has no codes; of stage 1's only those that are drawn, not the nearest, get a gradient from the decoder."
+        if self.stage == 0: self.learn.xb = (*self.xb, False)
+        elif self.stage == 1 and self.training and getattr(self.model.quantizer, 'estimator', '') != 'gumbel': self.learn.xb = (*self.xb, True, False)
 
     def after_fit(self):
         for p in self.model.parameters(): p.requires_grad_(True)
@@ -88,7 +90,7 @@ class CodebookHealth(Metric):
     @property
     def name(self): return self.what
 
-# %% ../nbs/42_learner.ipynb #e049d75b
+# %% ../nbs/42_learner.ipynb #97edc72a
 TOO_BIG = 'too big for memory'
 
 def out_of_memory(e: Exception) -> bool:
@@ -120,6 +122,10 @@ class ShapeLearner(Learner):
         for b in enumerate(self.stream):
             self.one_batch(*b)
             if self.rounds.over: break
+
+    def _do_grad_opt(self):
+        "Codes that follow running means have learnt by now, without gradient."
+        if self.loss_grad.requires_grad: super()._do_grad_opt()
 
     def one_batch(self, i, b):
         while b is not None:

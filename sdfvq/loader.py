@@ -94,7 +94,7 @@ class EqualBatches:
             steps += [batches[ranks[self.rank]] for ranks in order]
         return [steps[i] for i in rng.permutation(len(steps))]
 
-# %% ../nbs/36_loader.ipynb #4f060af6
+# %% ../nbs/36_loader.ipynb #741ae8b0
 @dataclass(frozen=True)
 class Skipped:
     "A sample that could not be used."
@@ -126,17 +126,22 @@ class ShapeLoader:
         "The batches of an epoch from its beginning, or from where a loaded state stood."
         self.step, self._from = self._from, 0
         self._start()
-        asked = time.perf_counter()
+        lost, asked = [], time.perf_counter()
         for batch, skipped in self._ahead():
             self.skipped.update({s.name: s.reason for s in skipped})
-            if batch is None: raise InputError(f"no shape of a batch can be used: {'; '.join(s.reason for s in skipped)}")
-            batch = widen(batch, self.device) | {k: batch[k] for k in batch.keys() & {'caption'}}
             self.step += 1
+            if batch is None:
+                lost += skipped
+                if self.batches.world == 1: continue
+                break                                            # the other processes have a batch, and would wait for this one
+            batch = widen(batch, self.device) | {k: batch[k] for k in batch.keys() & {'caption'}}
             given = time.perf_counter()
             self._seen += batch['batch_size'], len(batch['batch_idx']), given - asked, 0
             yield batch, batch
             asked = time.perf_counter()
             self._seen[3] += asked - given
+        if lost and (self.batches.world > 1 or not self._seen[0]):
+            raise InputError(f"no shape of a batch can be used: {'; '.join(s.reason for s in lost[:3])}{' …' if len(lost) > 3 else ''}")
         self.epoch, self.step = self.epoch + 1, 0
 
     def _ahead(self):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DISTANCES', 'SIDES', 'AXES', 'distance', 'far_sides', 'extra_targets', 'sharp_voxels', 'prune_loss', 'VQVAELoss']
 
-# %% ../nbs/33_losses.ipynb #8bad7280
+# %% ../nbs/33_losses.ipynb #37105696
 import math
 
 import torch
@@ -110,7 +110,7 @@ def prune_loss(
         return F.binary_cross_entropy_with_logits(x, child_targets(logits, finer).to(x.dtype), reduction='sum') / joint_count(x.numel(), x)
     return sum(loss(*head) for head in heads) / len(heads)
 
-# %% ../nbs/33_losses.ipynb #fe0d7583
+# %% ../nbs/33_losses.ipynb #6de0ebf6
 class VQVAELoss:
     "Total loss of a `SparseSDFVQVAE`'s output; its parts stay in `parts`, by name, unweighted."
     def __init__(self,
@@ -134,20 +134,25 @@ class VQVAELoss:
         batch: dict,  # What it was given
     ) -> Tensor:
         "The weighted sum of all parts that `out` has."
+        self.parts = self._decoded(out, batch) if 'recon' in out else {}
+        self.parts |= {k: out[k] for k in ('codebook', 'commitment') if k in out}
+        return sum(self.weights[k] * v for k, v in self.parts.items())
+
+    def _decoded(self, out, batch):
+        "The parts that the decoder answers for."
         recon = out['recon']
         target = batch_tensor(batch, recon.feats)
         rows, at = align(recon, target)
         got, want = recon.feats.index_select(0, rows), target.feats.index_select(0, at)
         compare = lambda got, want: distance(got, want, self.loss_type)
-        self.parts = dict(recon=compare(got, want))
+        parts = dict(recon=compare(got, want))
         if self.weights['extra']:
             extra, goal = extra_targets(recon, rows, want, batch, self.extra_side)
-            self.parts['extra'] = compare(recon.feats.index_select(0, extra), goal)
+            parts['extra'] = compare(recon.feats.index_select(0, extra), goal)
         if self.weights['sharp']:
             sharp = sharp_voxels(target, self.sharp_angle)[at]
-            self.parts['sharp'] = compare(got[sharp], want[sharp])
+            parts['sharp'] = compare(got[sharp], want[sharp])
         logits = out.get('child_logits', [])
         heads = out.get('pruning') or [*zip(logits, ancestors(target, len(logits)))]   # one for each step, if the model does not say more
-        if self.weights['prune'] and heads: self.parts['prune'] = prune_loss(heads)
-        self.parts |= {k: out[k] for k in ('codebook', 'commitment') if k in out}
-        return sum(self.weights[k] * v for k, v in self.parts.items())
+        if self.weights['prune'] and heads: parts['prune'] = prune_loss(heads)
+        return parts

@@ -168,7 +168,7 @@ def stop_on_sigterm(clock: Clock):
     try: yield
     finally: signal.signal(signal.SIGTERM, old)
 
-# %% ../nbs/48_train.ipynb #8e2eaa45
+# %% ../nbs/48_train.ipynb #3bf80b20
 def join_processes(
     device: str = '',  # '': a GPU if there is one
 ) -> str:              # This process's device
@@ -198,7 +198,6 @@ def train(
     model = begin_model(config, device)
     dls = shape_dataloaders(shapes, find_data(valid, config) if valid else None, t.batch_size_per_gpu // t.batch_split, t.seed, t.num_workers, device,
                             t.batch_voxels // t.batch_split or None, rank, world)
-    dls.device = torch.device(device)
     batch = dls.train.bs * t.batch_split * world
     times = scale(t, batch)
     rates = {s.number: dict(steps=s.steps, lr=s.lr * times, eta_min=s.eta_min * times) for s in stage_plan(t, len(dls.train) // t.batch_split or 1)}

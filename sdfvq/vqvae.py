@@ -22,7 +22,7 @@ from .quantize import make_quantizer
 from .sparse import SparseTensor, ancestors, batch_tensor, child_targets, prune as cut
 from .weights import check_names, load_weights, read_weights, under
 
-# %% ../nbs/31_vqvae.ipynb #03185783
+# %% ../nbs/31_vqvae.ipynb #c3ec2adc
 class SparseSDFVQVAE(nn.Module):
     "Sparse SDF → ids → sparse SDF. Loss parts for the codebook come with the output; reconstruction is compared in `losses`."
     def __init__(self,
@@ -37,14 +37,16 @@ class SparseSDFVQVAE(nn.Module):
     def forward(self,
         batch: dict,           # sparse_sdf (N,) or (N,1), sparse_index (N,3), batch_idx (N,), optional factor
         quantize: bool = True, # False: the continuous autoencoder (stage 0)
+        decode: bool = True,   # False: no recon, child_logits and pruning
     ) -> dict:
         "recon, quantized (SparseTensors), indices (M,L), child_logits, codebook and commitment losses; `pruning` where there are heads."
         x, factor, bands = self.tensor(batch), batch.get('factor'), None
-        if self.config.prune: bands = [*ancestors(x, len(self.decoder.upsample)), cut(x, x.feats[:, 0].abs() * self.config.band <= SHELL)]
+        if decode and self.config.prune: bands = [*ancestors(x, len(self.decoder.upsample)), cut(x, x.feats[:, 0].abs() * self.config.band <= SHELL)]
         q, ids, losses = self.latents(x, factor), None, {}
         del x   # without heads the decoder has no use for the fine grids and their maps
         if quantize: q, ids, losses = self.quantize(q)
         out = dict(quantized=q, indices=ids, **losses)
+        if not decode: return out
         if bands is None: return dict(recon=self.decoder(q, factor), child_logits=[], **out)
         recon, logits = self.decoder.follow(q, bands[:-1], factor)
         return dict(recon=recon, child_logits=logits[:-1], pruning=[*zip(logits, bands)], **out)
