@@ -14,7 +14,7 @@ from .core import MISSING, InputError, Transform
 from .ops import ext
 from .voxelize import SparseSDF, npz_output
 
-# %% ../nbs/16_compact.ipynb #90f55717
+# %% ../nbs/16_compact.ipynb #1a03b0ff
 COMPACT = 1  # version of the format
 BLOCK = 8    # edge of a block, in voxels
 
@@ -23,7 +23,7 @@ def blocks_of(
 ) -> tuple:
     "The blocks (M,3) int64 that hold voxels, sorted lexicographically, and (N,) int64 the row of each voxel's block."
     places = np.array([1 << 32, 1 << 16, 1])
-    key = (coords // BLOCK) @ places
+    key = sum((c // BLOCK) * place for c, place in zip(coords.T, places))   # column by column: rows of int64 take four times the room
     first = np.flatnonzero(np.diff(key, prepend=MISSING))   # of each run in one block: sorted voxels come in runs of five or so
     full, row = np.unique(key[first], return_inverse=True)
     return full[:, None] // places & 0xffff, np.repeat(row, np.diff(first, append=len(key)))

@@ -90,7 +90,7 @@ class Transform:
         "Cube positions (...,3) as float64 positions in the world."
         return np.asarray(xyz, np.float64) / self.scale + self.offset
 
-# %% ../nbs/00_core.ipynb #5cc48ee4
+# %% ../nbs/00_core.ipynb #b910db27
 COORD_MIN, COORD_MAX = -2**15 + 1, 2**15 - 2  # so that a neighbour one step away never leaves its 16 bits
 
 def pack_keys(
@@ -103,8 +103,9 @@ def pack_keys(
         if lo < COORD_MIN or hi > COORD_MAX or int(coords[:, 0].min()) < 0:
             raise InputError(f"coords must lie in [{COORD_MIN}, {COORD_MAX}] with batch >= 0, got values from {lo} to {hi}")
     b, *xyz = coords.unbind(1)
-    keys = b.long() << 48
-    for c, shift in zip(xyz, (32, 16, 0)): keys |= (c.long() + 2**15) << shift    # column by column: rows of int64 take four times the room
+    wide = lambda column: column.to(torch.int64, copy=True)      # column by column and in place: there may be millions
+    keys = wide(b).bitwise_left_shift_(48)
+    for c, shift in zip(xyz, (32, 16, 0)): keys |= wide(c).add_(2**15).bitwise_left_shift_(shift)
     return keys
 
 def unpack_keys(
@@ -113,7 +114,7 @@ def unpack_keys(
     "The rows that `pack_keys` packed."
     rows = keys.new_empty(len(keys), 4, dtype=torch.int32)
     rows[:, 0] = keys >> 48
-    for i, shift in enumerate((32, 16, 0), 1): rows[:, i] = ((keys >> shift) & 0xffff) - 2**15
+    for i, shift in enumerate((32, 16, 0), 1): rows[:, i] = (keys >> shift).bitwise_and_(0xffff).sub_(2**15)
     return rows
 
 # %% ../nbs/00_core.ipynb #a7fd409d

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAFETY', 'EPS', 'PATCHES', 'PROBES', 'LEAP', 'MOST', 'NEAREST', 'OUTER', 'BURIED', 'SHEET', 'ABOVE', 'SURE', 'CHECKS',
-           'CLOSE', 'CRACK', 'regions', 'regions_reference', 'flood', 'flood_reference', 'enclosing', 'Judge',
-           'make_judge', 'face_kinds', 'point_kinds', 'inside', 'across_openings']
+           'CLOSE', 'SLAB', 'CRACK', 'regions', 'regions_reference', 'flood', 'flood_reference', 'enclosing', 'Judge',
+           'make_judge', 'face_kinds', 'point_kinds', 'slabs', 'inside', 'across_openings']
 
 # %% ../nbs/07_sign.ipynb #961cbfc8
 from dataclasses import dataclass
@@ -280,8 +280,15 @@ def point_kinds(
         kind[left] = np.select([w.max(0) < .5 + ABOVE, w.min(0) > .5], [SHEET, BURIED], OUTER)
     return kind
 
-# %% ../nbs/07_sign.ipynb #02ef2dff
+# %% ../nbs/07_sign.ipynb #a877d856
 CHECKS, CLOSE = 4096, .02  # voxels asked again, against leaks; a voxel this near to a face, in voxels, is asked exactly
+SLAB = 2**20               # voxels asked at once: more would only take more memory
+
+def slabs(
+    n: int,  # Rows
+) -> list:   # of slices, one at least
+    "All rows in order, at most `SLAB` at once."
+    return [slice(i, min(i + SLAB, n)) for i in range(0, max(n, 1), SLAB)]
 
 def inside(
     coords,    # (N,3) int32 voxels, unique and sorted lexicographically
@@ -296,14 +303,15 @@ def inside(
         level = judge.level(points)
         if close.any(): level[close] = judge.level(points[close], exact=True)   # as near as that, fp32 takes a voxel to lie on a face
         return level > .5
-    if not judge.closed: return asked(slice(None))
+    every = lambda: np.concatenate([asked(rows) for rows in slabs(len(coords))])
+    if not judge.closed: return every()
     label, deepest = (x.numpy() for x in regions(torch.from_numpy(coords), torch.from_numpy(distance), step))
     out = asked(deepest)[label]
     some = np.linspace(0, len(coords) - 1, min(CHECKS, len(coords))).astype(int)   # a region leaks where a slit was cut into the outer faces
     leaks = (out[some] != asked(some)) & (distance[some] > .01 * step)
-    return asked(slice(None)) if leaks.any() else out
+    return every() if leaks.any() else out
 
-# %% ../nbs/07_sign.ipynb #07a7a289
+# %% ../nbs/07_sign.ipynb #c176da6b
 CRACK = 2**.5  # in steps: least sum of distances across an opening
 
 def across_openings(
@@ -314,9 +322,10 @@ def across_openings(
     "Voxels (N,) bool from which a step of 1 changes sides without a face: the one of the two that is farther from the surface."
     keys = _voxel_keys(torch.from_numpy(coords), torch.from_numpy(distance)).numpy()
     out = np.zeros(len(keys), bool)
-    for step in (1, 1 << 16, 1 << 32):
-        j = np.searchsorted(keys, keys + step).clip(max=len(keys) - 1)
-        bad = (keys[j] == keys + step) & (inside != inside[j]) & (distance + distance[j] > CRACK)
-        i, j = bad.nonzero()[0], j[bad]
+    for rows, step in product(slabs(len(keys)), (1, 1 << 16, 1 << 32)):
+        wanted = keys[rows] + step
+        j = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+        bad = (keys[j] == wanted) & (inside[rows] != inside[j]) & (distance[rows] + distance[j] > CRACK)
+        i, j = bad.nonzero()[0] + rows.start, j[bad]
         out[np.where(distance[i] >= distance[j], i, j)] = True
     return out

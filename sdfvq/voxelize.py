@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERSION', 'PROBE', 'WIDEST', 'LEAST', 'npz_output', 'SparseSDF', 'voxelize', 'planned', 'check_grid', 'march']
 
-# %% ../nbs/11_voxelize.ipynb #2a5d7b10
+# %% ../nbs/11_voxelize.ipynb #51a1b7db
 import zipfile
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -15,7 +15,7 @@ import numpy as np
 import torch, trimesh
 
 from . import contour, geometry
-from .core import InputError, Transform, atomic_write, check_output, pack_keys, unpack_keys, voxel_size, voxel_to_cube
+from .core import MISSING, InputError, Transform, atomic_write, check_output, pack_keys, unpack_keys, voxel_size, voxel_to_cube
 from .faces import distinct, oriented
 from .mesh import check_mesh, make_mesh, normalize as fit_cube, used_vertices
 from .sign import across_openings, enclosing, flood, inside
@@ -176,7 +176,7 @@ def _band(vertices, faces, resolution, band):
     "Voxels and their distances, both as arrays, distances in cube units."
     return tuple(x.numpy() for x in geometry.voxelize(torch.from_numpy(vertices), torch.from_numpy(faces), resolution, band))
 
-# %% ../nbs/11_voxelize.ipynb #b143bf9b
+# %% ../nbs/11_voxelize.ipynb #3c669a77
 PROBE = 128              # voxels along the cube where `auto` tries a flood
 WIDEST = 4096            # voxels along a grid that is flooded
 LEAST = np.float32(1e-6)  # voxels: never 0 inside, where only a face that is no surface can lie
@@ -209,11 +209,12 @@ def _wound(vertices, faces, plan, resolution, band):
 def _unite(a, b, missing):
     "Voxels of either field, and the values of both there."
     keys = [pack_keys(torch.nn.functional.pad(torch.from_numpy(c), (1, 0))).numpy() for c, _ in (a, b)]
-    every = np.sort(np.concatenate(keys), kind='stable')   # two sorted runs: merged
-    every = every[np.r_[True, every[1:] != every[:-1]][:len(every)]]
+    at = np.searchsorted(*keys)
+    every = np.concatenate([keys[0], keys[1][(at == len(keys[0])) | (np.append(keys[0], MISSING)[at] != keys[1])]])
+    every.sort(kind='stable')                              # two sorted runs: merged
     out = [np.full(len(every), m, np.float32) for m in missing]
     for o, k, (_, values) in zip(out, keys, (a, b)): o[np.searchsorted(every, k)] = values
-    return unpack_keys(torch.from_numpy(every))[:, 1:].int().numpy(), out
+    return unpack_keys(torch.from_numpy(every))[:, 1:].contiguous().numpy(), out
 
 def _flood_band(vertices, faces, resolution, gap, band=0.0):
     "Voxels, distances in voxels and inside, on a grid with so wide a margin that the flood passes all around, also what is out of the cube."
