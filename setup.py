@@ -61,7 +61,7 @@ setup(
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0',
     long_description=Path('README.md').read_text(encoding='utf-8') if Path('README.md').exists() else '',
     long_description_content_type='text/markdown',
-    packages=['sdfvq'], package_data={'sdfvq': ['*.json']}, python_requires='>=' + cfg['min_python'],
+    packages=['sdfvq'], package_data={'sdfvq': ['*.json', 'pretrained/*']}, python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={**{e: cfg[f'{e}_requirements'].split() for e in EXTRAS}, 'dev': sum((cfg[f'{e}_requirements'].split() for e in TESTED), [])},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},

@@ -6,8 +6,8 @@
 __all__ = ['FORMAT', 'VAE_NAMES', 'FRESH', 'SETTINGS', 'ORIGINAL', 'SparseSDFVQVAE', 'fingerprint', 'save_model', 'load_model',
            'run_settings', 'vae_config']
 
-# %% ../nbs/31_vqvae.ipynb #e02f187d
-import hashlib, json, warnings
+# %% ../nbs/31_vqvae.ipynb #f5b0a985
+import copy, hashlib, json, warnings
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -183,7 +183,7 @@ class SparseSDFVQVAE(nn.Module):
         "Parameters of 'encoder', 'quantizer' or 'decoder'."
         return list(getattr(self, name).parameters())
 
-# %% ../nbs/31_vqvae.ipynb #74be4147
+# %% ../nbs/31_vqvae.ipynb #4192cfe9
 def fingerprint(
     model: nn.Module,  # A `SparseSDFVQVAE`
 ) -> str:              # 16 hexadecimal digits
@@ -201,11 +201,18 @@ def save_model(
     model: SparseSDFVQVAE,
     path,                     # .safetensors
     overwrite: bool = False,  # May an existing file be replaced?
+    half: bool = False,       # For use, not to train on: rounded to fp16, in half the bytes, without what training remembers; it still runs in fp32
 ) -> Path:
     "Weights, configuration and fingerprint in one file."
     path = check_output(path, overwrite)
+    if half:
+        model = copy.deepcopy(model)
+        for p in model.parameters(): p.data = p.data.half().to(p.dtype)        # buffers stay: limits of heads are exact
+        if hasattr(model.quantizer, 'history'): model.quantizer.history.forget()
+    learnt = {name for name, _ in model.named_parameters()}
+    state = {k: v.half() if half and k in learnt else v for k, v in model.state_dict().items()}
     meta = dict(format=FORMAT, config=json.dumps(asdict(model.config)), fingerprint=fingerprint(model))
-    with atomic_write(path) as tmp: tmp.write_bytes(save({k: v.contiguous() for k, v in model.state_dict().items()}, meta))
+    with atomic_write(path) as tmp: tmp.write_bytes(save({k: v.contiguous() for k, v in state.items()}, meta))
     return path
 
 def load_model(
