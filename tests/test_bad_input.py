@@ -60,15 +60,15 @@ def test_bad_mesh(tmp_path, model, name):
     path, out = tmp_path / name, tmp_path / 'out'
     path.write_text(text, encoding='utf-8')
     refused(run('voxelize', path, '-o', out / 'a.npz', '--resolution', 16), name, word)
-    refused(run('encode', path, '-o', out / 'a.npz', '-m', model), name, word)
+    refused(run('encode', path, '-o', out / 'a.s3d', '-m', model), name, word)
     assert not list(out.glob('*'))
 
 def test_missing_file(tmp_path, model):
-    for args in (('voxelize', 'none.glb', '-o', tmp_path / 'a.npz'), ('encode', 'none.glb', '-o', tmp_path / 'a.npz', '-m', model)):
+    for args in (('voxelize', 'none.glb', '-o', tmp_path / 'a.npz'), ('encode', 'none.glb', '-o', tmp_path / 'a.s3d', '-m', model)):
         refused(run(*args), 'none.glb', 'exist')
     for args in (('mesh', 'none.npz', '-o', tmp_path / 'a.glb'), ('decode', 'none.npz', '-o', tmp_path / 'a.glb', '-m', model)):
         refused(run(*args), 'none.npz', 'exist')
-    refused(run('encode', 'none.glb', '-o', tmp_path / 'a.npz', '-m', tmp_path / 'nomodel'), 'nomodel', 'exist')
+    refused(run('encode', 'none.glb', '-o', tmp_path / 'a.s3d', '-m', tmp_path / 'nomodel'), 'nomodel', 'exist')
     refused(run('train', tmp_path / 'nodata', '-o', tmp_path / 'run'), 'nodata', 'exist')
 
 @pytest.mark.parametrize('size', [1e12, 1e-12])
@@ -93,7 +93,7 @@ def test_scene_of_several_meshes_is_merged(tmp_path):
 
 def test_resolution(tmp_path, ball, model):
     for r in (70, 0, -8, 4096): refused(run('voxelize', ball, '-o', tmp_path / 'a.npz', '--resolution', r), 'resolution', r)
-    refused(run('encode', ball, '-o', tmp_path / 'a.npz', '-m', model, '--resolution', 70), 'multiple', 70)
+    refused(run('encode', ball, '-o', tmp_path / 'a.s3d', '-m', model, '--resolution', 70), 'multiple', 70)
     assert not (tmp_path / 'a.npz').exists()
 
 def test_tokens_that_do_not_fit(tmp_path, ball, model):
@@ -138,7 +138,7 @@ def test_names_that_look_like_markup(tmp_path, ball):
     assert 'b[red].npz' in run('voxelize', ball, '-o', tmp_path / 'b[red].npz', '--resolution', 16).stdout
 
 def test_device_that_is_not_there(tmp_path, ball, model):
-    refused(run('encode', ball, '-o', tmp_path / 'a.npz', '-m', model, '--device', 'cuda:99'), 'cuda:99')
+    refused(run('encode', ball, '-o', tmp_path / 'a.s3d', '-m', model, '--device', 'cuda:99'), 'cuda:99')
     refused(run('train', ball, '-o', tmp_path / 'run', '--device', 'toaster'), 'toaster')
 
 def test_stage_without_a_start(tmp_path, ball):
