@@ -109,12 +109,13 @@ def test_tokens_that_do_not_fit(tmp_path, ball, model):
     assert not (tmp_path / 'n.glb').exists()
 
 def test_outputs_are_kept(tmp_path, ball, model):
-    out = tmp_path / 'a.npz'
-    for args in (('voxelize', ball, '-o', out, '--resolution', 16), ('encode', ball, '-o', out, '-m', model)):
+    for name, begin, args in (('a.s3d', b'\x89S3D', ('encode', '-m', model)), ('a.npz', b'PK\3\4', ('voxelize', '--resolution', 16))):
+        out = tmp_path / name
         out.write_text('precious', encoding='utf-8')
-        refused(run(*args), 'a.npz', '--overwrite')
+        args = *args, ball, '-o', out
+        refused(run(*args), name, '--overwrite')
         assert out.read_text(encoding='utf-8') == 'precious'
-        assert run(*args, '--overwrite').exit_code == 0 and out.read_bytes()[:2] == b'PK'
+        assert run(*args, '--overwrite').exit_code == 0 and out.read_bytes()[:4] == begin
     refused(run('voxelize', ball, '-o', ball / 'below' / 'a.npz', '--resolution', 16), 'not writable')
     assert run('voxelize', ball, '-o', out, '--resolution', 16, '--overwrite').exit_code == 0
     refused(run('mesh', out, '-o', tmp_path / 'a.xyz'), '.xyz')
