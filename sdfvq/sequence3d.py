@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['extract_3d_latent_and_indices', 'extract_3d_latent', 'codes_at', 'pool_latents', 'prepare_3d_sequence',
-           'prepare_3d_sequence_batched', 'pad_sequences', 'there', 'PositionEncoder3D', 'Projector3D', 'shape_rope',
-           'expand_placeholders']
+           'prepare_3d_sequence_batched', 'pad_sequences', 'there', 'PositionEncoder3D', 'Projector3D', 'runs',
+           'shape_rope', 'place_shapes', 'answer_labels']
 
 # %% ../nbs/57_sequence3d.ipynb #c22c436c
 import math
@@ -40,7 +40,7 @@ def codes_at(
     "The codebook vectors of ids; those that are none are refused."
     return vae.quantizer.decode(ids[:, 0] if vae.config.depth == 1 else ids).float()
 
-# %% ../nbs/57_sequence3d.ipynb #4dee9daa
+# %% ../nbs/57_sequence3d.ipynb #e7c0676d
 def pool_latents(
     feats: Tensor,   # (M,C)
     coords: Tensor,  # (M,3) integer places, all different
@@ -48,7 +48,7 @@ def pool_latents(
 ) -> tuple:          # feats (m,C), places (m,3) float32, in Morton order, m <= most, and how many latents each stands for (m,)
     "The latents in Morton order, alike neighbours pooled until at most `most` are left."
     if most < 1: raise InputError(f"max_3d_tokens must be at least 1, got {most}")
-    order = morton(coords.long()).argsort()
+    order = morton(coords.long()).argsort(stable=True)
     x, cell = feats[order].float(), coords[order].long()
     at, n = cell.float(), x.new_ones(len(x))
     while len(x) > most:
@@ -72,15 +72,16 @@ def pool_latents(
         x, at, n, cell = new(x, mean), new(at, total(at * n[:, None]) / size[:, None]), new(n, size), cell[~merge | first]
     return x.to(feats.dtype), at, n
 
-# %% ../nbs/57_sequence3d.ipynb #1524d8f5
+# %% ../nbs/57_sequence3d.ipynb #299c429f
 def prepare_3d_sequence(
     feats: Tensor,           # (M,C) latents of one shape
     coords: Tensor,          # (M,3) their places
     max_3d_tokens: int = 512,
 ) -> tuple:                  # feats (m,C), places (m,3) float32
-    "One shape as a sequence in Morton order, within the budget."
+    "One shape as a sequence in Morton order, within the budget. One that was made so, with fractional places, stays."
     check_shape(feats, 'M C', 'feats'); check_shape(coords, f'{len(feats)} 3', 'coords')
     if not len(feats): raise InputError("the shape has no latents: nothing to read")
+    if coords.is_floating_point() and len(coords) <= max_3d_tokens: return feats, coords
     return pool_latents(feats, coords, max_3d_tokens)[:2]
 
 def prepare_3d_sequence_batched(
@@ -167,17 +168,23 @@ class Projector3D(nn.Module):
         if self.position is not None: x = torch.cat([x, self.position(places)], -1)
         return self.norm(self.layers(x.to(self.norm.weight.dtype)))
 
-# %% ../nbs/57_sequence3d.ipynb #801d1661
+# %% ../nbs/57_sequence3d.ipynb #99120fef
+def runs(
+    where: Tensor,  # (B,L) bool: the placeholders
+) -> tuple:         # (B,L) bool: where one begins; (S,) how long each is
+    "The runs of placeholders, each of one shape."
+    before = torch.zeros_like(where); before[:, 1:] = where[:, :-1]
+    first = where & ~before
+    return first, torch.bincount(first.flatten().cumsum(0)[where.flatten()] - 1, minlength=int(first.sum()))
+
 def shape_rope(
     base: Tensor,    # (3,B,L) int64 positions in which each 3D token counts as one of text
     where: Tensor,   # (B,L) bool: the 3D tokens, runs of different shapes apart
     places: Tensor,  # (T,3) int64 places >= 0 of all of them, row by row
 ) -> Tensor:         # (3,B,L)
     "The positions with the shapes' own axes."
-    before = torch.zeros_like(where); before[:, 1:] = where[:, :-1]
-    first = where & ~before
-    shape = first.flatten().cumsum(0)[where.flatten()] - 1                      # (T,) which shape
-    n = torch.bincount(shape)
+    first, n = runs(where)
+    shape = torch.repeat_interleave(n)                                          # (T,) which one each is of
     extent = torch.zeros_like(n).scatter_reduce_(0, shape, places.amax(1) + 1, 'amax')
     shift = torch.zeros_like(base[0]).masked_scatter_(first, extent - n)
     shift = shift.cumsum(1)
@@ -185,21 +192,37 @@ def shape_rope(
     out = base + shift
     return out.masked_scatter(where.expand_as(out), (begin[shape, None] + places).T)
 
-# %% ../nbs/57_sequence3d.ipynb #edaf8f5f
-def expand_placeholders(
-    input_ids: Tensor,       # (B,L)
-    token: int,              # The placeholder's id
-    counts: Tensor,          # (S,) tokens of each shape, prompt by prompt
-    others: dict,            # name → (tensor (B,L), what fills it where there is nothing), to be expanded alike
-) -> tuple:                  # ids (B,L'), the others, rows (S,) of the shapes
-    "The batch with as many placeholders as the shapes have tokens; one that has them already stays."
+# %% ../nbs/57_sequence3d.ipynb #89c0bd47
+def place_shapes(
+    sequences: list,    # (feats, places) of S shapes, prompt by prompt
+    input_ids: Tensor,  # (B,L)
+    token: int,         # The placeholder's id
+    others: dict,       # name → (tensor (B,L), what fills it where there is nothing), to grow with the ids
+) -> dict:              # input_ids, the others, shape_feats (B,N,C), shape_coords (B,N,3)
+    "The batch with as many placeholders as its shapes have tokens, and these; prompts that have them already stay."
     where = input_ids == token
-    before = torch.zeros_like(where); before[:, 1:] = where[:, :-1]
-    rows = (where & ~before).nonzero()[:, 0]
-    if len(rows) != len(counts): raise InputError(f"the prompts have places for {len(rows)} shapes, {len(counts)} came: write {{'type': '3d'}} once for each")
-    runs = torch.bincount((where & ~before).flatten().cumsum(0)[where.flatten()] - 1, minlength=len(counts))
-    if torch.equal(runs, counts): return input_ids, {k: v for k, (v, _) in others.items()}, rows
-    if (runs != 1).any(): raise InputError(f"shapes of {counts.tolist()} tokens came for {runs.tolist()} placeholders: write one for each shape")
-    repeats = torch.ones_like(input_ids).masked_scatter_(where, counts)
-    grow = lambda v, fill: nn.utils.rnn.pad_sequence([r.repeat_interleave(k) for r, k in zip(v, repeats)], True, fill)
-    return grow(input_ids, 0), {k: grow(v, fill) for k, (v, fill) in others.items()}, rows
+    first, length = runs(where)
+    counts = torch.tensor([len(f) for f, _ in sequences], device=input_ids.device)
+    if len(length) != len(counts): raise InputError(f"the prompts have places for {len(length)} shapes, {len(counts)} came: write {{'type': '3d'}} once for each")
+    out = dict(input_ids=input_ids) | {k: v for k, (v, _) in others.items()}
+    if not torch.equal(length, counts):
+        if (length != 1).any(): raise InputError(f"shapes of {counts.tolist()} tokens came for {length.tolist()} placeholders: write one for each shape")
+        repeats = torch.ones_like(input_ids).masked_scatter_(where, counts)
+        grow = lambda v, fill: nn.utils.rnn.pad_sequence([r.repeat_interleave(k) for r, k in zip(v, repeats)], True, fill)
+        out = dict(input_ids=grow(input_ids, 0)) | {k: grow(v, fill) for k, (v, fill) in others.items()}
+    feats, places, *_ = pad_sequences(sequences, first.nonzero()[:, 0], len(input_ids))
+    return out | dict(shape_feats=feats, shape_coords=places)
+
+# %% ../nbs/57_sequence3d.ipynb #19cb5d90
+def answer_labels(
+    input_ids: Tensor,  # (B,L)
+    head: list,         # Ids with which an answer's turn begins; one more, the line's end, follows
+    end: int,           # Id that ends it
+) -> Tensor:            # (B,L) int64
+    "The ids of what shall be learned, -100 elsewhere."
+    out = torch.full_like(input_ids, -100)
+    for row, i in (input_ids.unfold(1, len(head), 1) == input_ids.new_tensor(head)).all(-1).nonzero().tolist():
+        begin = i + len(head) + 1
+        stop = begin + int((input_ids[row, begin:] == end).nonzero()[0]) + 1
+        out[row, begin:stop] = input_ids[row, begin:stop]
+    return out
