@@ -7,8 +7,8 @@ __all__ = ['MARKS', 'GRIDS', 'FAMILIES', 'LONGEST', 'CHATML', 'hide_broken_torch
            'Qwen3VLWith3DBranch', 'check_codes', 'Qwen2VLWith3D', 'Qwen2_5_VLWith3D', 'Qwen3VLWith3D', 'Processor3D',
            'collate_3d_text', 'small_processor', 'small_config', 'add_lora', 'load_lora']
 
-# %% ../nbs/60_vl.ipynb #4eea205e
-import sys
+# %% ../nbs/60_vl.ipynb #5ff45c16
+import json, sys
 from pathlib import Path
 
 import torch
@@ -356,7 +356,7 @@ def small_config(
                  qwen3_vl=dict(depth=1, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=hidden, patch_size=14, num_position_embeddings=64, deepstack_visual_indexes=[0]))
     return AutoConfig.for_model(kind, text_config=text, vision_config=sight[kind], tie_word_embeddings=True, **ids)
 
-# %% ../nbs/60_vl.ipynb #196e01ee
+# %% ../nbs/60_vl.ipynb #e91d040c
 def add_lora(
     model: Qwen3VLWith3DBranch,
     r: int = 8,
@@ -372,5 +372,8 @@ def load_lora(
     folder,  # From `save_pretrained`
 ) -> PeftModel:
     "The model with trained adapters; those of another base are refused."
-    try: return PeftModel.from_pretrained(model, folder)
+    try:
+        base = json.loads((Path(folder)/'adapter_config.json').read_text(encoding='utf-8'))['auto_mapping']['base_model_class']
+        if base != type(model).__name__: raise ValueError(f"it was trained on {base}")
+        return PeftModel.from_pretrained(model, folder)
     except (OSError, ValueError, RuntimeError, KeyError) as e: raise InputError(f"LoRA {folder} does not fit {type(model).__name__}: {str(e).splitlines()[-1].strip()[:200]}") from e
