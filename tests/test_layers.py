@@ -71,6 +71,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'tokenizer': {'losses', 'learner', 'fastai'},
     'evaluate':  {'vl', 'retrieve'},
     'explore':   {'vl', 'retrieve'},
+    'sequence3d': Only({'core', 'sparse'}),
     'selftest':  MODELS | {'fastai'},
     'demo':      {'vl', 'retrieve'},
     'vl':        {'retrieve'},
