@@ -76,6 +76,8 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'demo':      {'vl', 'retrieve'},
     'vl':        {'retrieve'},
     'retrieve':  {'conv', 'attention', 'vl'},
+    'words':     MODELS | QUANTIZERS | {'fastai', 'transformers'},
+    'questions': MODELS | QUANTIZERS | {'fastai', 'transformers', 'tokens'},
     'cli':       set(),
 }
 CORE_NEVER = {'fastai', 'transformers'}                     # `Only` speaks of our modules; core has this besides
