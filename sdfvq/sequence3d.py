@@ -128,7 +128,7 @@ class PositionEncoder3D(nn.Module):
         angles = places.float()[..., None] * (math.pi * self.max_coord ** -steps)
         return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
 
-# %% ../nbs/57_sequence3d.ipynb #df25632e
+# %% ../nbs/57_sequence3d.ipynb #c6c8588e
 class Projector3D(nn.Module):
     "Latents and places as word embeddings: linear, or an MLP with GELU, then a norm whose gain is that of the embedding table."
     def __init__(self,
@@ -151,14 +151,21 @@ class Projector3D(nn.Module):
     @torch.no_grad()
     def reset(self,
         rms: float = .02,              # Of what comes out: the embedding table's
-        codes: Tensor | None = None,   # (K,C) vectors whose mean and deviation become the units; None: as they are
+        codes: Tensor | None = None,   # (K,C) to take `units` from; None: as they are
     ):
         "Begins anew."
         for m in self.layers:
             if isinstance(m, nn.Linear): nn.init.normal_(m.weight, std=m.in_features ** -.5); nn.init.zeros_(m.bias)
         self.norm.weight.fill_(rms)
-        self.mean.copy_(0. if codes is None else codes.mean(0))
-        self.std.copy_(1. if codes is None else codes.std(0, correction=0).clamp(min=1e-6))
+        self.mean.zero_(); self.std.fill_(1)
+        if codes is not None: self.units(codes)
+
+    @torch.no_grad()
+    def units(self,
+        codes: Tensor,  # (K,C) vectors as they come
+    ):
+        "Takes their mean and deviation as units."
+        self.mean.copy_(codes.float().mean(0)); self.std.copy_(codes.float().std(0, correction=0).clamp(min=1e-6))
 
     def forward(self,
         feats: Tensor,   # (...,C)

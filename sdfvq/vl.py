@@ -222,8 +222,12 @@ class Qwen3VLWith3D(Qwen3VLWith3DBranch, Qwen3VLForConditionalGeneration): "Of f
 
 FAMILIES = dict(qwen2_vl=Qwen2VLWith3D, qwen2_5_vl=Qwen2_5_VLWith3D, qwen3_vl=Qwen3VLWith3D)
 
-# %% ../nbs/60_vl.ipynb #e2844724
+# %% ../nbs/60_vl.ipynb #0f46e273
 LONGEST = 20_000   # characters of one text: more is a mistake, not a question
+CHATML = """{% for m in messages %}<|im_start|>{{ m['role'] }}
+{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in c %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 
 class Processor3D(ProcessorMixin):
     "Tokenizer and image processor of a VL checkpoint, and what they need for shapes."
@@ -236,7 +240,7 @@ class Processor3D(ProcessorMixin):
         tokenizer.add_tokens(list(MARKS), special_tokens=True)
         self.ids, self.image_ids = (tokenizer.convert_tokens_to_ids(list(t)) for t in (MARKS, ('<|vision_start|>', self.image_token, '<|vision_end|>')))
         self.image_token_id = self.image_ids[1]
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template or CHATML)
 
     @classmethod
     def from_pretrained(cls, path, **kwargs):
@@ -317,12 +321,7 @@ def collate_3d_text(
     head, end = processor.tokenizer.encode('<|im_start|>assistant', add_special_tokens=False), processor.tokenizer.convert_tokens_to_ids('<|im_end|>')
     return dict(out, labels=answer_labels(out['input_ids'], head, end)) if training else dict(out)
 
-# %% ../nbs/60_vl.ipynb #b602aa54
-CHATML = """{% for m in messages %}<|im_start|>{{ m['role'] }}
-{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in c %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
-
+# %% ../nbs/60_vl.ipynb #0645eef1
 def small_processor(
     texts: list,           # What the tokenizer learns from
     max_3d_tokens: int = 512,
@@ -333,7 +332,7 @@ def small_processor(
     special = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>', '<|image_pad|>', '<|video_pad|>', *MARKS]
     own.train_from_iterator([*texts, 'user assistant system\n'], vocab, show_progress=False, special_tokens=special)
     tok = PreTrainedTokenizerFast(tokenizer_object=own._tokenizer, pad_token='<|endoftext|>', eos_token='<|im_end|>', additional_special_tokens=special)
-    return Processor3D(Qwen2VLImageProcessorPil(patch_size=14, size=dict(shortest_edge=784, longest_edge=7840)), tok, CHATML, max_3d_tokens)
+    return Processor3D(Qwen2VLImageProcessorPil(patch_size=14, size=dict(shortest_edge=784, longest_edge=7840)), tok, max_3d_tokens=max_3d_tokens)
 
 def small_config(
     processor: Processor3D,

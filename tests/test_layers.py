@@ -75,6 +75,8 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'selftest':  MODELS | {'fastai'},
     'demo':      {'vl', 'retrieve'},
     'vl':        {'retrieve'},
+    'align':     {'retrieve', 'losses', 'conv', 'attention'},
+    'commands':  set(),
     'retrieve':  {'conv', 'attention', 'vl'},
     'words':     MODELS | QUANTIZERS | {'fastai', 'transformers'},
     'questions': MODELS | QUANTIZERS | {'fastai', 'transformers', 'tokens'},
