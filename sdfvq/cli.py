@@ -256,7 +256,7 @@ def evaluate(data: Annotated[list[Path], typer.Argument(help='Folders, lists (.t
     _say('\n'.join(['results:', *(f'  {f}' for f in files)]))
     if out.failed: raise typer.Exit(2)
 
-# %% ../nbs/70_cli.ipynb #71c3adfe
+# %% ../nbs/70_cli.ipynb #4e1fbd67
 def _print_table(rows):
     table = Table(show_header=False, box=None)
     for name, value in rows: table.add_row(name, str(value))
@@ -303,7 +303,7 @@ def info(file: Annotated[Optional[Path], typer.Argument(help='A token file to te
     console.print(table)
     if not ok: raise typer.Exit(1)
 
-app.add_typer(later)   # what rooms below have to say, under its own names
+app.registered_commands += later.registered_commands; app.registered_groups += later.registered_groups   # what rooms below have to say; `add_typer` needs a newer typer for that
 
 def main(): app()
 

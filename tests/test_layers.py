@@ -76,6 +76,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'demo':      {'vl', 'retrieve'},
     'vl':        {'retrieve'},
     'align':     {'retrieve', 'losses', 'conv', 'attention'},
+    'describe':  {'retrieve', 'losses', 'conv', 'attention'},
     'commands':  set(),
     'retrieve':  {'conv', 'attention', 'vl'},
     'words':     MODELS | QUANTIZERS | {'fastai', 'transformers'},
