@@ -6,7 +6,7 @@
 __all__ = ['console', 'errors', 'app', 'Output', 'Overwrite', 'WEIGHTS', 'Model', 'Level', 'voxelize', 'mesh', 'prepare',
            'inspect', 'train', 'encode', 'decode', 'evaluate', 'demo', 'view', 'info', 'main']
 
-# %% ../nbs/70_cli.ipynb #aabc1778
+# %% ../nbs/70_cli.ipynb #f0773f9f
 import sys, time
 from pathlib import Path
 from typing import Annotated, Optional
@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.core import TyperGroup
 
+from .commands import app as later
 from .core import InputError, check_device, check_output
 
 # %% ../nbs/70_cli.ipynb #896b6c4c
@@ -256,7 +257,7 @@ def evaluate(data: Annotated[list[Path], typer.Argument(help='Folders, lists (.t
     _say('\n'.join(['results:', *(f'  {f}' for f in files)]))
     if out.failed: raise typer.Exit(2)
 
-# %% ../nbs/70_cli.ipynb #bd479144
+# %% ../nbs/70_cli.ipynb #007e3f60
 def _print_table(rows):
     table = Table(show_header=False, box=None)
     for name, value in rows: table.add_row(name, str(value))
@@ -302,6 +303,8 @@ def info(file: Annotated[Optional[Path], typer.Argument(help='A token file to te
         table.add_row(name, version, place, '' if gap is None else f'{gap:.0e}', 'equal' if gap is not None else escape(remark))
     console.print(table)
     if not ok: raise typer.Exit(1)
+
+app.registered_commands += later.registered_commands; app.registered_groups += later.registered_groups   # what rooms below have to say; `add_typer` needs a newer typer for that
 
 def main(): app()
 

@@ -6,7 +6,7 @@
 __all__ = ['WRITTEN', 'read_checkpoint', 'write_checkpoint', 'RunFolder', 'cut_log', 'cut_events', 'random_state',
            'set_random_state', 'Checkpoints', 'RunLog', 'Board', 'reconstruct', 'Samples', 'write_sample']
 
-# %% ../nbs/47_runs.ipynb #2ae81d5d
+# %% ../nbs/47_runs.ipynb #bb67e7ff
 import io, json, os, random, shutil, warnings, zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -127,7 +127,7 @@ def cut_events(
         for e in kept: writer.write(e)
         writer.flush()
 
-# %% ../nbs/47_runs.ipynb #a6021406
+# %% ../nbs/47_runs.ipynb #625d459b
 def random_state() -> dict:
     "Of torch, numpy and Python, as a checkpoint can hold it."
     kind, key, *rest = np.random.get_state()
@@ -162,10 +162,11 @@ class Checkpoints(Callback):
         if len(every) > 1: dist.all_gather_object(every, random_state())
         if processes()[0]: return
         if board := getattr(self.learn, 'board', None): board.writer.flush()
-        c, smooth, scaler, average = self.clock, self.recorder.smooth_loss, getattr(self.learn, 'scaler', None), getattr(self.learn, 'weight_average', None)
+        c, smooth = self.clock, self.recorder.smooth_loss
+        scaler, average, revival = (getattr(self.learn, k, None) for k in ('scaler', 'weight_average', 'revival'))
         self.folder.save(dict(stage=self.number, step=c.total, clock=(c.step, c.batches, c.before, c.elapsed), model=self.model.state_dict(),
                               optimizer=self.opt.state_dict(), scaler=scaler and scaler.state_dict(), average=average and average.average, random=every,
-                              loader=self.dls.train.state_dict(), skipped=self.dls.train.skipped, smooth=(smooth.count, smooth.val), revived=self.revival.revived))
+                              loader=self.dls.train.state_dict(), skipped=self.dls.train.skipped, smooth=(smooth.count, smooth.val), revived=revival and revival.revived))
 
     def restore(self, s):
         c, smooth = self.clock, self.recorder.smooth_loss
@@ -177,10 +178,10 @@ class Checkpoints(Callback):
         if s['average']: self.learn.weight_average.average = [a.to(p.device) for a, p in zip(s['average'], self.model.parameters())]
         smooth.count, smooth.val = s['smooth']
         self.dls.train.load_state_dict(s['loader']); self.dls.train.skipped.update(s['skipped'])
-        self.revival.revived = s['revived']
+        if s['revived'] is not None: self.revival.revived = s['revived']
         set_random_state(s['random'][processes()[0]])
 
-# %% ../nbs/47_runs.ipynb #c358b4f6
+# %% ../nbs/47_runs.ipynb #31bd22bc
 class RunLog(CSVLogger):
     "fastai's, which goes on with a file that is there."
     def __init__(self, path): super().__init__(path, append=True)

@@ -147,7 +147,7 @@ def test_stage_without_a_start(tmp_path, ball):
     refused(run('train', tmp_path, '-o', tmp_path / 'run', '--stage', 7), 'stage')
     refused(run('train', tmp_path, '-o', tmp_path / 'run', '--preset', 'huge'), 'huge', 'tiny')
 
-@pytest.mark.parametrize('name', ['voxelize', 'mesh', 'train', 'encode', 'decode', 'evaluate', 'demo', 'info'])
+@pytest.mark.parametrize('name', ['voxelize', 'mesh', 'train', 'encode', 'decode', 'evaluate', 'demo', 'info', 'align', 'describe', 'evaluate-vl', 'smoke-vl'])
 def test_help(name):
     r = run(name, '--help')
     assert r.exit_code == 0 and 'Usage' in r.stdout

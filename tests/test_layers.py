@@ -71,10 +71,16 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'tokenizer': {'losses', 'learner', 'fastai'},
     'evaluate':  {'vl', 'retrieve'},
     'explore':   {'vl', 'retrieve'},
+    'sequence3d': Only({'core', 'sparse'}),
     'selftest':  MODELS | {'fastai'},
     'demo':      {'vl', 'retrieve'},
     'vl':        {'retrieve'},
+    'align':     {'retrieve', 'losses', 'conv', 'attention'},
+    'describe':  {'retrieve', 'losses', 'conv', 'attention'},
+    'commands':  set(),
     'retrieve':  {'conv', 'attention', 'vl'},
+    'words':     MODELS | QUANTIZERS | {'fastai', 'transformers'},
+    'questions': MODELS | QUANTIZERS | {'fastai', 'transformers', 'tokens'},
     'cli':       set(),
 }
 CORE_NEVER = {'fastai', 'transformers'}                     # `Only` speaks of our modules; core has this besides
