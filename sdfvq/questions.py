@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'MOST', 'LENGTHS', 'GAP', 'WORDS', 'FURTHEST', 'LONGER', 'NAMING', 'MEASURES', 'make_solid', 'make_scene',
-           'asked', 'questions', 'make_questions', 'naming_questions', 'chance', 'majority', 'shuffled', 'normal',
-           'bleu1', 'rouge_l', 'meteor', 'repetition', 'text_scores', 'sentence_similarity']
+           'asked', 'questions', 'make_questions', 'naming_questions', 'write_naming', 'chance', 'majority', 'shuffled',
+           'normal', 'bleu1', 'rouge_l', 'meteor', 'repetition', 'text_scores', 'sentence_similarity']
 
-# %% ../nbs/65_questions.ipynb #0fa6be1c
+# %% ../nbs/65_questions.ipynb #bbdd372f
 import math, re
 from collections import Counter, defaultdict
 from itertools import count, islice, permutations
@@ -17,14 +17,14 @@ import numpy as np
 import trimesh
 
 from .core import InputError
-from .items import read_table
+from .items import read_table, write_table
 from .mesh import box, capsule, make_mesh, merge, sphere, torus
 from .voxelize import voxelize
 
-# %% ../nbs/65_questions.ipynb #890da7d2
+# %% ../nbs/65_questions.ipynb #c54827a4
 KINDS = 'ball', 'box', 'ring', 'rod', 'cone'
 MOST = 5                      # solids in a scene
-LENGTHS, GAP = (.34, .72), .2 # longest sides of solids, and what is between their boxes, before the scene is fitted into the cube [-1,1]³
+LENGTHS, GAP = (.34, .72), .3 # longest sides of solids, and what is between their boxes, before the scene is fitted into the cube [-1,1]³
 
 def make_solid(
     kind: str,                  # One of `KINDS`
@@ -128,7 +128,7 @@ def make_questions(
         for q in out: q['shape'] = fields[q['name']]
     return out
 
-# %% ../nbs/65_questions.ipynb #b96d209a
+# %% ../nbs/65_questions.ipynb #abb123d2
 NAMING = 'What category is this shape?'
 
 def naming_questions(
@@ -136,15 +136,27 @@ def naming_questions(
     split: str = 'val',   # Rows that say this
 ) -> list:                # of dict(shape, question, answer, kind, choices, name, group); `shape` is a path
     "One question per shape: its category, of all that the table has."
-    rows = read_table(table)
-    if lacks := {'file', 'category', 'split'} - {*(rows[0] if rows else ())}:
-        raise InputError(f"{table}: no column {', '.join(sorted(lacks))}; naming needs file, category and split")
+    rows = _naming_rows(table)
     chosen = [r for r in rows if r.get('split') == split]
     if not chosen:
         raise InputError(f"{table}: no row has the split {split!r}, only {', '.join(sorted({r.get('split', '') for r in rows}))}")
     choices = tuple(sorted({r['category'] for r in rows}))
     return [dict(shape=Path(table).parent/r['file'], question=NAMING, answer=r['category'], kind='category', choices=choices, name=r['file'],
                  group=r['category']) for r in chosen]
+
+def write_naming(
+    table,   # As `naming_questions` reads it
+    path,    # CSV that `sdfvq align` learns from, anywhere
+):
+    "The table with that question and its answer for each row."
+    named = [r | dict(file=(Path(table).parent/r['file']).resolve(), question=NAMING, answer=r['category']) for r in _naming_rows(table)]
+    write_table(named, list(named[0]), path)
+
+def _naming_rows(table):
+    rows = read_table(table)
+    if lacks := {'file', 'category', 'split'} - {*(rows[0] if rows else ())}:
+        raise InputError(f"{table}: no column {', '.join(sorted(lacks))}; naming needs file, category and split")
+    return rows
 
 # %% ../nbs/65_questions.ipynb #9da75941
 def chance(
