@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONDITIONS', 'FILES', 'SAYS', 'Bridge', 'open_run', 'held_out', 'read_batch', 'read_tokens', 'answers', 'Description',
            'describe', 'likelihoods', 'ranks', 'Answered', 'evaluate_vl', 'check_vl_report', 'tables',
-           'write_vl_report', 'read_questions', 'add_words', 'say_shape', 'smoke_vl']
+           'write_vl_report', 'read_questions', 'add_words', 'collate_words', 'say_shape', 'smoke_vl']
 
 # %% ../nbs/67_describe.ipynb #8b059c0f
 import json, math, tempfile, time
@@ -294,7 +294,7 @@ def _asked_in(table, split):
     return [dict(shape=Path(table).parent/r['file'], question=r['question'], answer=r['answer'], kind=r.get('kind') or 'question', name=r['file'],
                  group=r.get('category') or r['file']) for r in rows]
 
-# %% ../nbs/67_describe.ipynb #87e8fd77
+# %% ../nbs/67_describe.ipynb #d881929c
 def add_words(
     bridge: Bridge,
     words: ShapeWords,
@@ -307,6 +307,19 @@ def add_words(
     if len(tokenizer) > bridge.model.get_input_embeddings().num_embeddings:
         bridge.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return tokenizer.convert_tokens_to_ids(words.names)
+
+def collate_words(
+    bridge: Bridge,
+    words: ShapeWords,
+    ids: list,     # From `add_words`
+    items: list,   # dicts with `question`, and `answer`, which is ShapeTokens; maybe `shape` to look at
+) -> dict:
+    "A batch to learn from: of each row the shape's words, and the end, are labels."
+    x = collate_3d_text(items, bridge.processor, False)
+    said = [torch.tensor([*(ids[n] for n in spell(words, q['answer'])), bridge.processor.tokenizer.eos_token_id]) for q in items]
+    labels = torch.nn.utils.rnn.pad_sequence(said, True, -100)
+    more = dict(input_ids=labels.clamp(min=0), attention_mask=(labels >= 0).long(), mm_token_type_ids=torch.zeros_like(labels))
+    return {k: torch.cat([v, more[k]], 1) if k in more else v for k, v in x.items()} | dict(labels=torch.cat([torch.full_like(x['input_ids'], -100), labels], 1))
 
 def say_shape(
     bridge: Bridge,
