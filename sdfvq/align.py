@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['ALIAS', 'OTHERS', 'AlignConfig', 'read_align_config', 'Asked', 'find_questions', 'shape_name', 'checked_questions',
            'encode_shapes', 'read_sequences', 'TextLoader', 'Aligned', 'AnswerLoss', 'Exact', 'RankLog', 'TextGuard',
-           'TextLearner', 'begin_alignment', 'what_learns', 'base_mark', 'align_learner', 'split_shapes', 'align',
-           'save_alignment', 'load_aligned']
+           'TextLearner', 'begin_alignment', 'base_model', 'what_learns', 'base_mark', 'align_learner', 'split_shapes',
+           'align', 'save_alignment', 'load_aligned']
 
-# %% ../nbs/66_align.ipynb #2723f894
+# %% ../nbs/66_align.ipynb #9cac0ca5
 import math, zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,7 +45,7 @@ from .train import Stopped, auto_precision, endless, join_processes, same_config
 from .vl import FAMILIES, Processor3D, Qwen3VLWith3DBranch, add_lora, collate_3d_text, load_lora, small_config, small_processor
 from .weights import check_names
 
-# %% ../nbs/66_align.ipynb #199eaf04
+# %% ../nbs/66_align.ipynb #6270153b
 @dataclass(frozen=True)
 class AlignConfig:
     "How a language model is aligned."
@@ -103,7 +103,7 @@ def read_align_config(
         aside = [k for k in raw if k in OTHERS] + [k for k in accelerate if k != 'mixed_precision']
         raw = {ALIAS.get(k, k): v for k, v in raw.items() if k not in OTHERS and not (k == 'output_run' and 'output_dir' in raw)}
         if use_lora is not None: raw['lora_r'] = raw.get('lora_r', 8) if use_lora else 0
-        if dummy is False: raw['dummy_samples'] = 0
+        if dummy is not None: raw['dummy_samples'] = raw.get('dummy_samples', 100) if dummy else 0
         raw |= {k: v for k, v in given.items() if v is not None}
         if 'precision' in raw: check_names([str(raw['precision'])], PRECISIONS, 'precision'); raw['precision'] = PRECISIONS[str(raw['precision'])]
         c = checked(AlignConfig, raw, 'alignment')
@@ -116,7 +116,7 @@ def read_align_config(
     except InputError as e: raise InputError(f"{source}: {e}") if isinstance(source, (str, Path)) else e
     return c, aside
 
-# %% ../nbs/66_align.ipynb #6c1dbc84
+# %% ../nbs/66_align.ipynb #dd877e7e
 class Asked(list):
     "Questions: dicts of shape, question, answer and name, which shapes have in common that are the same."
     seed, skipped = 0, {}
@@ -139,12 +139,16 @@ def find_questions(
                for q, a in ([(r['question'], r['answer'])] if r.get('question') and r.get('answer') else [(config.prompt, c) for c in captions(r)])]
         if not out: raise InputError(f"{data}: no row has a file with a question and an answer, or with a caption")
     else: raise InputError(f"data {data} does not exist")
-    return Asked(q | dict(name=q.get('name') or shape_name(q['shape'])) for q in out[:config.max_samples or None])
+    return Asked(q | dict(name=shape_name(q['shape'], q.get('name'))) for q in out[:config.max_samples or None])
 
-def shape_name(path) -> str:
-    "A name for a file in its present state."
-    try: return f'{Path(path).stem}_{zlib.crc32(repr((str(Path(path).resolve()), stamp(path))).encode()):08x}'
-    except InputError: return str(path)     # it will be left out for not being there
+def shape_name(
+    shape,      # File or mesh
+    name=None,  # Of a mesh
+) -> str:
+    "A name that another shape, or another state of the file, does not have."
+    if name: return f'{name}_{zlib.crc32(np.ascontiguousarray(shape.vertices)):08x}'
+    try: return f'{Path(shape).stem}_{zlib.crc32(repr((str(Path(shape).resolve()), stamp(shape))).encode()):08x}'
+    except InputError: return str(shape)     # it will be left out for not being there
 
 def checked_questions(
     found: Asked,
@@ -281,20 +285,26 @@ class TextLearner(ShapeLearner):
             n, length = b[0]['input_ids'].shape
             raise InputError(f"{n} prompts of {length} tokens do not fit into memory: lower --batch and raise gradient_accumulation_steps, lower max_3d_tokens, or set use_checkpoint") from e
 
-# %% ../nbs/66_align.ipynb #fc59839c
+# %% ../nbs/66_align.ipynb #d2af9d8a
 def begin_alignment(
     config: AlignConfig,
     tok: ShapeTokenizer,
     texts: list,         # For the tokenizer of a base of random weights
     device: str = 'cpu',
 ) -> tuple:              # the model, before LoRA, and its processor
-    "Base and fresh projector; on a GPU what does not learn is bf16."
+    "Base and fresh projector, the same in every process; on a GPU a trained base is bf16."
     set_seed(config.seed)
     if config.scratch: p = small_processor(texts, config.max_3d_tokens)
     else: p = Processor3D.from_pretrained(config.vl_model, max_3d_tokens=config.max_3d_tokens)
+    return base_model(config, tok, p, device), p.attach(tok)
+
+def base_model(config: AlignConfig, tok: ShapeTokenizer, p: Processor3D, device: str) -> Qwen3VLWith3DBranch:
+    "Base and fresh projector, this in fp32."
     base = small_config(p, config.vl_model, config.hidden, config.layers, config.heads) if config.scratch else config.vl_model
     how = {} if config.scratch or torch.device(device).type == 'cpu' else dict(dtype=torch.bfloat16)
-    return Qwen3VLWith3DBranch.begin(base, tok.model, p, config.projector_layers, config.use_3d_pos, **how).to(device), p.attach(tok)
+    vl = Qwen3VLWith3DBranch.begin(base, tok.model, p, config.projector_layers, config.use_3d_pos, **how)
+    vl.shape_proj.float()
+    return vl.to(device)
 
 def what_learns(
     vl: Qwen3VLWith3DBranch,
@@ -302,7 +312,7 @@ def what_learns(
 ) -> Aligned:
     "The model of which all, the projector, or projector and adapters learn; these in fp32."
     vl.requires_grad_(config.scratch)
-    vl.shape_proj.float().requires_grad_(True)
+    vl.shape_proj.requires_grad_(True)
     if config.scratch: vl.model.visual.requires_grad_(False)    # no image comes
     if config.use_checkpoint: vl.gradient_checkpointing_enable(dict(use_reentrant=False))
     return Aligned(add_lora(vl, config.lora_r, config.lora_alpha or None, config.lora_dropout) if config.lora_r else vl)
@@ -356,6 +366,7 @@ def align(
     auto_precision(config.precision, device)
     if not config.weights: raise InputError("give the shape tokenizer's weights with --weights: a run folder of `sdfvq train`")
     tok = ShapeTokenizer.from_pretrained(config.weights, device)
+    config = replace(config, **{k: str(Path(v).resolve()) for k in ('weights', 'vl_model') if Path(v := getattr(config, k)).exists()})    # the run may be asked from elsewhere
     found = find_questions(data, config, tok.resolution)
     folder = RunFolder(Path(output)/f'ep{config.epochs}_lr{config.rate:g}_bs{config.batch_size}_n{len(found)}_lora{config.lora_r}', config.save_total_limit)
     if resume: same_config(folder.config(), config)
@@ -408,9 +419,8 @@ def load_aligned(
     if not (run/'processor').is_dir(): raise InputError(f"run {run} did not end: go on with `sdfvq align … --resume`")
     tok = ShapeTokenizer.from_pretrained(weights or config.weights, device)
     p = Processor3D.from_pretrained(run/'processor').attach(tok)
-    how = {} if torch.device(device).type == 'cpu' else dict(dtype=torch.bfloat16)
-    if config.scratch: return Qwen3VLWith3DBranch.from_pretrained(run/'model', **how).attach(tok.model).to(device).eval(), p
-    vl = Qwen3VLWith3DBranch.begin(config.vl_model, tok.model, p, config.projector_layers, config.use_3d_pos, **how)
+    if config.scratch: return Qwen3VLWith3DBranch.from_pretrained(run/'model').attach(tok.model).to(device).eval(), p
+    vl = base_model(config, tok, p, device)
     if (got := base_mark(vl)) != settings['used']['base']: raise InputError(f"run {run} was trained on another base than what {config.vl_model} holds now ({got}, not {settings['used']['base']})")
     if config.lora_r: vl = load_lora(vl, run/'lora')
     else: vl.shape_proj.load_state_dict(load_file(run/'projector.safetensors'))

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CONDITIONS', 'FILES', 'SAYS', 'Bridge', 'open_run', 'held_out', 'read_batch', 'read_tokens', 'answers', 'Description',
            'describe', 'likelihoods', 'ranks', 'Answered', 'evaluate_vl', 'check_vl_report', 'tables',
-           'write_vl_report', 'read_questions', 'add_words', 'say_shape', 'smoke_vl']
+           'write_vl_report', 'read_questions', 'add_words', 'collate_words', 'say_shape', 'smoke_vl']
 
-# %% ../nbs/67_describe.ipynb #1a638cf7
+# %% ../nbs/67_describe.ipynb #8b059c0f
 import json, math, tempfile, time
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ from .view import Drawable
 from .vl import Processor3D, Qwen3VLWith3DBranch, collate_3d_text
 from .voxelize import SparseSDF
 from .vqvae import SparseSDFVQVAE, preset, save_model
-from .words import END, START, ShapeWords, legal_next, spell, unspell
+from .words import ShapeWords, legal_next, spell, unspell
 
 # %% ../nbs/67_describe.ipynb #c072df58
 @dataclass
@@ -61,7 +61,7 @@ def held_out(
     config = _config(run)
     return make_questions(n, config.seed + 1), make_questions(config.dummy_samples, config.seed) if config.dummy_samples else None
 
-# %% ../nbs/67_describe.ipynb #69c21a0c
+# %% ../nbs/67_describe.ipynb #99bacd74
 def read_batch(
     path,             # .pt with sparse_sdf (N,) or (N,1), sparse_index (N,3) and batch_idx (N,), of one shape
     resolution: int,  # R of its grid
@@ -70,16 +70,21 @@ def read_batch(
     "The field in a batch of one."
     try: f = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError as e: raise InputError(f"{path}: file does not exist; check the path") from e
-    except Exception as e: raise InputError(f"{path}: not a batch of tensors alone ({type(e).__name__}); save a dict of sparse_sdf, sparse_index, batch_idx with torch.save") from e   # unpickling fails in every way there is
+    except Exception as e:   # unpickling fails in every way there is
+        raise InputError(f"{path}: not a batch of tensors alone ({type(e).__name__}); torch.save a dict of sparse_sdf, sparse_index, batch_idx") from e
     wanted = 'sparse_sdf', 'sparse_index', 'batch_idx'
-    if not isinstance(f, dict) or not all(torch.is_tensor(f.get(k)) for k in wanted): raise InputError(f"{path}: must be a dict of tensors {', '.join(wanted)}")
+    if not isinstance(f, dict) or not all(torch.is_tensor(f.get(k)) for k in wanted):
+        raise InputError(f"{path}: must be a dict of tensors {', '.join(wanted)}")
     sdf, coords, b = (f[k].numpy() for k in wanted)
-    if coords.ndim != 2 or coords.shape[1] != 3 or sdf.size != len(coords) or b.size != len(coords): raise InputError(f"{path}: sparse_index must be (N,3), the others (N,), got {coords.shape}, {sdf.shape} and {b.shape}")
+    if coords.ndim != 2 or coords.shape[1] != 3 or sdf.size != len(coords) or b.size != len(coords):
+        raise InputError(f"{path}: sparse_index must be (N,3), the others (N,), got {coords.shape}, {sdf.shape} and {b.shape}")
     if len(np.unique(b)) != 1: raise InputError(f"{path}: a batch of one shape is wanted, it holds {len(np.unique(b))}")
-    if coords.min() < 0 or coords.max() >= resolution or not np.isfinite(sdf).all(): raise InputError(f"{path}: voxels must lie in [0, {resolution}) and values be finite; give the resolution they were made at")
+    if coords.min() < 0 or coords.max() >= resolution or not np.isfinite(sdf).all():
+        raise InputError(f"{path}: voxels must lie in [0, {resolution}) and values be finite; give the resolution they were made at")
     coords, first = np.unique(coords.astype(np.int32), axis=0, return_index=True)
     if len(coords) < len(b): raise InputError(f"{path}: some voxels occur twice; the file is damaged")
-    return SparseSDF(coords, sdf.reshape(-1)[first].astype(np.float32), resolution, band, Transform(), 'unknown (file made by others)', 'node')
+    sdf = sdf.reshape(-1)[first].astype(np.float32)
+    return SparseSDF(coords, sdf, resolution, band, Transform(), 'unknown (file made by others)', 'node')
 
 def read_tokens(
     tok: ShapeTokenizer,
@@ -91,7 +96,8 @@ def read_tokens(
         if is_tokens(shape): shape = ShapeTokens.load(shape)
         elif Path(shape).suffix.lower() == '.pt': shape = read_batch(shape, resolution or tok.resolution, tok.model.config.band)
     if not isinstance(shape, ShapeTokens): return tok.encode(shape, resolution)
-    if shape.fingerprint != tok.fingerprint: raise InputError(f"the tokens are of tokenizer {shape.fingerprint}, the model reads those of {tok.fingerprint}: encode the shape with its weights")
+    if shape.fingerprint != tok.fingerprint:
+        raise InputError(f"the tokens are of tokenizer {shape.fingerprint}, the model reads those of {tok.fingerprint}: encode the shape with its weights")
     return shape
 
 # %% ../nbs/67_describe.ipynb #bf54c38b
@@ -132,7 +138,7 @@ def describe(
     [text] = answers(bridge, [dict(shape=tokens, question=prompt or bridge.prompt)], **options)
     return Description(text, tokens, bridge.tok.decode(tokens, level=level) if mesh else None)
 
-# %% ../nbs/67_describe.ipynb #415bb18b
+# %% ../nbs/67_describe.ipynb #1bf43973
 @torch.inference_mode()
 def likelihoods(
     bridge: Bridge,
@@ -156,11 +162,12 @@ def ranks(
     batch: int = 8,
 ) -> np.ndarray:      # (n,) 0: the likeliest; equals share their places
     "At which place the true answer is among the choices."
-    of = np.split(likelihoods(bridge, [dict(q, answer=c) for q in items for c in q['choices']], batch), np.cumsum([len(q['choices']) for q in items])[:-1])
+    each = likelihoods(bridge, [dict(q, answer=c) for q in items for c in q['choices']], batch)
+    of = np.split(each, np.cumsum([len(q['choices']) for q in items])[:-1])
     true = [p[list(q['choices']).index(q['answer'])] for q, p in zip(items, of)]
     return np.array([(p > t).sum() + ((p == t).sum() - 1) / 2 for p, t in zip(of, true)])
 
-# %% ../nbs/67_describe.ipynb #326e9810
+# %% ../nbs/67_describe.ipynb #8b60e9a2
 CONDITIONS = 'shape', 'no shape', 'another shape'
 
 @dataclass
@@ -189,9 +196,11 @@ def evaluate_vl(
         try: tokens[q['name']] = read_tokens(bridge.tok, q['shape'])
         except InputError as e: failed[q['name']] = str(e)
     good = [q for q in items if q['name'] in tokens]
-    if not good: raise InputError(f"none of the {len(items)} questions has a shape that can be read; the first: {next(iter(failed.values()), 'there are none')}")
+    if not good:
+        raise InputError(f"none of the {len(items)} questions has a shape that can be read; the first: {next(iter(failed.values()), 'there are none')}")
     read = {name: bridge.processor.sequence(t) for name, t in tokens.items()}
-    asked = {'shape': [dict(q, shape=read[q['name']]) for q in good], 'no shape': [{k: v for k, v in q.items() if k != 'shape'} for q in good],
+    asked = {'shape': [dict(q, shape=read[q['name']]) for q in good],
+             'no shape': [{k: v for k, v in q.items() if k != 'shape'} for q in good],
              'another shape': [dict(q, shape=read[good[i]['name']]) for q, i in zip(good, shuffled(good))]}
     said = {c: [] for c in CONDITIONS}
     for c in CONDITIONS:
@@ -199,8 +208,10 @@ def evaluate_vl(
             said[c] += answers(bridge, asked[c][i:i + batch], batch, max_new_tokens)
             if progress: progress(sum(map(len, said.values())), len(CONDITIONS) * len(good), len(failed))
     summary = dict(questions=len(good), shapes=len(tokens), failed=failed) | _scores(good, said, seen, sbert)
-    if rank and all(q.get('choices') for q in good): summary['top'] = {c: {str(n): float((r < n).mean()) for n in (1, 5)} for c in CONDITIONS for r in [ranks(bridge, asked[c], batch)]}
-    rows = [dict(name=q['name'], kind=q['kind'], question=q['question'], truth=_truths(q)) | {c: said[c][i] for c in CONDITIONS} for i, q in enumerate(good)]
+    if rank and all(q.get('choices') for q in good):
+        at = {c: ranks(bridge, asked[c], batch) for c in CONDITIONS}
+        summary['top'] = {c: {str(n): float((r < n).mean()) for n in (1, 5)} for c, r in at.items()}
+    rows = [{k: q[k] for k in ('name', 'kind', 'question')} | dict(truth=_truths(q)) | {c: said[c][i] for c in CONDITIONS} for i, q in enumerate(good)]
     return Answered(summary, rows, {name: bridge.tok.decode(t) for name, t in list(tokens.items())[:shown]})
 
 def _truths(q): return [q['answer']] if isinstance(q['answer'], str) else q['answer']
@@ -211,11 +222,12 @@ def _scores(items, said, seen, sbert):
     for i, q in enumerate(items): kinds[q['kind']].append(i)
     pick = lambda values, at: [values[i] for i in at]
     first = [dict(q, answer=t[0]) for q, t in zip(items, truths)]
+    exact = lambda c, at: text_scores(pick(said[c], at), pick(truths, at))['exact']
     return dict(chance=chance(items), majority=majority(first, seen), true_same_answer=repetition([t[0] for t in truths])['same_answer'],
                 scores={c: text_scores(said[c], truths, sbert) for c in CONDITIONS},
-                kinds={kind: dict(questions=len(at), chance=chance(pick(items, at))) | {c: text_scores(pick(said[c], at), pick(truths, at))['exact'] for c in CONDITIONS} for kind, at in kinds.items()})
+                kinds={kind: dict(questions=len(at), chance=chance(pick(items, at))) | {c: exact(c, at) for c in CONDITIONS} for kind, at in kinds.items()})
 
-# %% ../nbs/67_describe.ipynb #fc24ca0e
+# %% ../nbs/67_describe.ipynb #6e9b4ca9
 FILES = 'report.html', 'report.json', 'generated.txt'
 
 def check_vl_report(
@@ -230,16 +242,18 @@ def tables(out: Answered) -> dict:   # {heading: rows}
     s = out.summary
     percent = lambda x: '' if x != x else f'{100 * x:.1f}\u00a0%'
     of = lambda get: [percent(get(c)) for c in CONDITIONS]
-    rows = [('questions', s['questions']), ('shapes', s['shapes']), ('failed', len(s['failed'])), ('chance', percent(s['chance']) or 'no closed list'), ('majority', percent(s['majority'])),
+    rows = [('questions', s['questions']), ('shapes', s['shapes']), ('failed', len(s['failed'])),
+            ('chance', percent(s['chance']) or 'no closed list'), ('majority', percent(s['majority'])),
             ('the truth: share of the most frequent answer', percent(s['true_same_answer']))]
     scores = [(SAYS[m], *of(lambda c: s['scores'][c][m])) for m in s['scores'][CONDITIONS[0]]]
     scores += [(f'true answer among the {n} likeliest', *of(lambda c: s['top'][c][n])) for n in ('1', '5') if 'top' in s]
     kinds = [(kind, k['questions'], percent(k['chance']), *(percent(k[c]) for c in CONDITIONS)) for kind, k in s['kinds'].items()]
     said = [(f"{r['name']}: {r['question']}", ' / '.join(r['truth']), *(r[c] for c in CONDITIONS)) for r in out.rows]
-    return {'': rows, 'Scores': [('', *CONDITIONS), *scores], 'Exact answers by kind': [('', 'questions', 'chance', *CONDITIONS), *kinds], 'Every answer': [('', 'truth', *CONDITIONS), *said],
-            **({'Failed': list(s['failed'].items())} if s['failed'] else {})}
+    return {'': rows, 'Scores': [('', *CONDITIONS), *scores], 'Exact answers by kind': [('', 'questions', 'chance', *CONDITIONS), *kinds],
+            'Every answer': [('', 'truth', *CONDITIONS), *said], **({'Failed': list(s['failed'].items())} if s['failed'] else {})}
 
-SAYS = dict(exact='exact', bleu1='BLEU-1', rouge_l='ROUGE-L', meteor='METEOR-like', sbert='S-BERT', same_answer='share of the most frequent answer', repeated_pairs='word pairs said again')
+SAYS = dict(exact='exact', bleu1='BLEU-1', rouge_l='ROUGE-L', meteor='METEOR-like', sbert='S-BERT',
+            same_answer='share of the most frequent answer', repeated_pairs='word pairs said again')
 
 def write_vl_report(
     out: Answered,
@@ -252,13 +266,16 @@ def write_vl_report(
     first = {r['name']: r for r in reversed(out.rows)}
     panels = {f"{i}. {first[name]['question']} {first[name]['shape']}": mesh for i, (name, mesh) in enumerate(out.meshes.items(), 1)}
     report(page, panels or {'nothing': Drawable(np.zeros((0, 3)), np.zeros((0, 3)))}, tables(out), title, overwrite=overwrite)
-    finite = lambda x: {k: finite(v) for k, v in x.items()} if isinstance(x, dict) else None if x != x else x                      # JSON has no NaN
-    with atomic_write(data) as tmp: tmp.write_text(json.dumps(finite(out.summary) | dict(rows=out.rows), indent=1, ensure_ascii=False), encoding='utf-8')
+    finite = lambda x: {k: finite(v) for k, v in x.items()} if isinstance(x, dict) else None if x != x else x   # JSON has no NaN
+    whole = json.dumps(finite(out.summary) | dict(rows=out.rows), indent=1, ensure_ascii=False)
+    with atomic_write(data) as tmp: tmp.write_text(whole, encoding='utf-8')
     flat = lambda *cells: '\t'.join(' '.join(c.split()) for c in cells) + '\n'
-    with atomic_write(text) as tmp: tmp.write_text(flat('name', 'question', 'truth', *CONDITIONS) + ''.join(flat(r['name'], r['question'], ' / '.join(r['truth']), *(r[c] for c in CONDITIONS)) for r in out.rows), encoding='utf-8')
+    lines = [flat('name', 'question', 'truth', *CONDITIONS)]
+    lines += [flat(r['name'], r['question'], ' / '.join(r['truth']), *(r[c] for c in CONDITIONS)) for r in out.rows]
+    with atomic_write(text) as tmp: tmp.write_text(''.join(lines), encoding='utf-8')
     return [page, data, text]
 
-# %% ../nbs/67_describe.ipynb #84cb203a
+# %% ../nbs/67_describe.ipynb #5c4cc9aa
 def read_questions(
     data,                    # Table with file, category and split; or a folder that `sdfvq prepare` wrote, with captions
     prompt: str = Bridge.prompt,  # What captions answer
@@ -268,24 +285,41 @@ def read_questions(
     "A question for each shape, or those of the table."
     if Path(data).suffix.lower() == '.csv': return _asked_in(data, split) or naming_questions(data, split)
     ds = SDF3DCaptionDataset(data, resolution)
-    return [dict(shape=path, question=prompt, answer=captions, kind='caption', name=path.stem, group=captions[0]) for path, captions in zip(ds.shapes, ds.captions)]
+    return [dict(shape=path, question=prompt, answer=captions, kind='caption', name=path.stem, group=captions[0])
+            for path, captions in zip(ds.shapes, ds.captions)]
 
 def _asked_in(table, split):
     "Questions that stand in the table's rows."
     rows = [r for r in read_table(table) if r.get('split', split) == split and r.get('file') and r.get('question') and r.get('answer')]
-    return [dict(shape=Path(table).parent/r['file'], question=r['question'], answer=r['answer'], kind=r.get('kind') or 'question', name=r['file'], group=r.get('category') or r['file']) for r in rows]
+    return [dict(shape=Path(table).parent/r['file'], question=r['question'], answer=r['answer'], kind=r.get('kind') or 'question', name=r['file'],
+                 group=r.get('category') or r['file']) for r in rows]
 
-# %% ../nbs/67_describe.ipynb #da24f46c
+# %% ../nbs/67_describe.ipynb #d881929c
 def add_words(
     bridge: Bridge,
     words: ShapeWords,
 ) -> list:  # ids of the words, in the order of `words.names`
     "Gives the model a row of its table for each word."
-    if words.codes != (k := bridge.tok.model.config.num_embeddings): raise InputError(f"the words are for {words.codes} codes, the tokenizer has {k}")
+    if words.codes != (k := bridge.tok.model.config.num_embeddings):
+        raise InputError(f"the words are for {words.codes} codes, the tokenizer has {k}")
     tokenizer = bridge.processor.tokenizer
-    tokenizer.add_tokens([w for w in words.names if w not in (START, END)], special_tokens=True)     # these two are there: shapes that are read stand between them
-    if len(tokenizer) > bridge.model.get_input_embeddings().num_embeddings: bridge.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tokenizer.add_tokens(words.names, special_tokens=True)     # start and end are there: shapes that are read stand between them
+    if len(tokenizer) > bridge.model.get_input_embeddings().num_embeddings:
+        bridge.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return tokenizer.convert_tokens_to_ids(words.names)
+
+def collate_words(
+    bridge: Bridge,
+    words: ShapeWords,
+    ids: list,     # From `add_words`
+    items: list,   # dicts with `question`, and `answer`, which is ShapeTokens; maybe `shape` to look at
+) -> dict:
+    "A batch to learn from: of each row the shape's words, and the end, are labels."
+    x = collate_3d_text(items, bridge.processor, False)
+    said = [torch.tensor([*(ids[n] for n in spell(words, q['answer'])), bridge.processor.tokenizer.eos_token_id]) for q in items]
+    labels = torch.nn.utils.rnn.pad_sequence(said, True, -100)
+    more = dict(input_ids=labels.clamp(min=0), attention_mask=(labels >= 0).long(), mm_token_type_ids=torch.zeros_like(labels))
+    return {k: torch.cat([v, more[k]], 1) if k in more else v for k, v in x.items()} | dict(labels=torch.cat([torch.full_like(x['input_ids'], -100), labels], 1))
 
 def say_shape(
     bridge: Bridge,
@@ -302,9 +336,10 @@ def say_shape(
     legal = legal_next(words, ids, bridge.processor.tokenizer.eos_token_id, prompt=n)
     with torch.inference_mode(): out = bridge.model.generate(**x, prefix_allowed_tokens_fn=legal, max_new_tokens=words.room + 1, **options)
     number = {i: k for k, i in enumerate(ids)}
-    return unspell(words, [number[i] for i in out[0, n:].tolist() if i in number], bridge.tok.model.config.band, fingerprint=bridge.tok.fingerprint)
+    said = [number[i] for i in out[0, n:].tolist() if i in number]
+    return unspell(words, said, bridge.tok.model.config.band, fingerprint=bridge.tok.fingerprint)
 
-# %% ../nbs/67_describe.ipynb #1a954ecb
+# %% ../nbs/67_describe.ipynb #fbc077d4
 def smoke_vl(
     vl=None,              # VL checkpoint: a folder, or a name in the local cache; None: a tiny random one
     weights=None,         # Run or checkpoint of `sdfvq train`; None: a tiny random tokenizer
@@ -324,21 +359,27 @@ def smoke_vl(
             torch.manual_seed(0)
             weights = save_model(SparseSDFVQVAE(preset('tiny')), folder/'model.safetensors')
         small = dict(hidden=96, layers=2, max_3d_tokens=64) if vl is None else {}
-        config, _ = read_align_config(None, vl_model=vl and str(vl), weights=str(weights), dummy_samples=16, epochs=4, batch_size=4, i_print=1, **small)
+        config, _ = read_align_config(None, vl_model=vl and str(vl), weights=str(weights), dummy_samples=16, epochs=4, batch_size=4, i_print=1,
+                                      **small)
         ran = align(None, folder/'runs', config, device)
         losses = np.genfromtxt(ran['run']/'logs'/'rank0.csv', delimiter=',', names=True)['loss']
         need(losses[-4:].mean() < losses[:4].mean(), f"nothing is learned, the losses are {losses.tolist()}")
-        done('align', f"{ran['questions']} questions, loss {losses[:4].mean():.2f} to {losses[-4:].mean():.2f} in {len(losses)} steps of {ran['learning'] / 1e6:,.1f} M weights")
+        millions = lambda n: f'{n / 1e6:,.1f} M'
+        done('align', f"{ran['questions']} questions, loss {losses[:4].mean():.2f} to {losses[-4:].mean():.2f} in {len(losses)} steps, "
+                      f"{millions(ran['learning'])} weights learn")
         bridge = open_run(ran['run'], device)
-        done('open', f"{type(bridge.model).__name__}, {sum(p.numel() for p in bridge.model.parameters()) / 1e6:,.1f} M parameters, {len(bridge.processor.tokenizer):,} words")
+        done('open', f"{type(bridge.model).__name__}, {millions(sum(p.numel() for p in bridge.model.parameters()))} parameters, "
+                     f"{len(bridge.processor.tokenizer):,} words")
         asked, seen = held_out(ran['run'], 8)
         said = describe(asked[0]['shape'], bridge, asked[0]['question'], max_new_tokens=8)
         if len(said.mesh.faces): save_mesh(said.mesh, folder/'a.glb')                 # an untrained tokenizer may give none
-        done('describe', f"{asked[0]['question']} {said.text!r}; a mesh of {len(said.mesh.faces):,} faces from the same {len(said.tokens):,} tokens")
+        done('describe', f"{asked[0]['question']} {said.text!r}; {len(said.mesh.faces):,} faces from the same {len(said.tokens):,} tokens")
         out = evaluate_vl(asked, bridge, seen, max_new_tokens=8, shown=1)
-        need(vl or out.rows[0]['shape'] == said.text, f"in a batch it says {out.rows[0]['shape']!r}, alone {said.text!r}")     # a large one, in half precision, may
+        same = out.rows[0]['shape'] == said.text
+        need(vl or same, f"in a batch it says {out.rows[0]['shape']!r}, alone {said.text!r}")      # a large one, in half precision, may
         write_vl_report(out, folder/'report')
-        done('evaluate-vl', 'exact: ' + ', '.join(f"{c} {v['exact']:.0%}" for c, v in out.summary['scores'].items()) + f"; chance {out.summary['chance']:.0%}")
+        exact = [f"{c} {v['exact']:.0%}" for c, v in out.summary['scores'].items()]
+        done('evaluate-vl', f"exact: {', '.join(exact)}; chance {out.summary['chance']:.0%}")
         c = bridge.tok.model.config
         words = ShapeWords(c.num_embeddings, c.depth, (bridge.tok.resolution,), c.factor, room=48)
         made = say_shape(bridge, words, add_words(bridge, words), 'Make a shape.', do_sample=True)

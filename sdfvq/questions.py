@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'MOST', 'LENGTHS', 'GAP', 'WORDS', 'FURTHEST', 'LONGER', 'NAMING', 'MEASURES', 'make_solid', 'make_scene',
-           'asked', 'questions', 'make_questions', 'naming_questions', 'chance', 'majority', 'shuffled', 'normal',
-           'bleu1', 'rouge_l', 'meteor', 'repetition', 'text_scores', 'sentence_similarity']
+           'asked', 'questions', 'make_questions', 'naming_questions', 'write_naming', 'chance', 'majority', 'shuffled',
+           'normal', 'bleu1', 'rouge_l', 'meteor', 'repetition', 'text_scores', 'sentence_similarity']
 
-# %% ../nbs/65_questions.ipynb #0fa6be1c
+# %% ../nbs/65_questions.ipynb #bbdd372f
 import math, re
 from collections import Counter, defaultdict
 from itertools import count, islice, permutations
@@ -17,14 +17,14 @@ import numpy as np
 import trimesh
 
 from .core import InputError
-from .items import read_table
+from .items import read_table, write_table
 from .mesh import box, capsule, make_mesh, merge, sphere, torus
 from .voxelize import voxelize
 
-# %% ../nbs/65_questions.ipynb #890da7d2
+# %% ../nbs/65_questions.ipynb #c54827a4
 KINDS = 'ball', 'box', 'ring', 'rod', 'cone'
 MOST = 5                      # solids in a scene
-LENGTHS, GAP = (.34, .72), .2 # longest sides of solids, and what is between their boxes, before the scene is fitted into the cube [-1,1]³
+LENGTHS, GAP = (.34, .72), .3 # longest sides of solids, and what is between their boxes, before the scene is fitted into the cube [-1,1]³
 
 def make_solid(
     kind: str,                  # One of `KINDS`
@@ -57,7 +57,7 @@ def make_scene(
         else: scene, boxes = [], boxes[:0]   # no room: begin again
     return scene
 
-# %% ../nbs/65_questions.ipynb #d7390f15
+# %% ../nbs/65_questions.ipynb #6e6c742d
 WORDS = ('left of', 'right of'), ('below', 'above'), ('behind', 'in front of')   # along x, y, z: first what has less of it
 FURTHEST = ('furthest left', 'furthest right'), ('lowest', 'highest'), ('furthest back', 'furthest to the front')
 LONGER = 1.25
@@ -69,7 +69,8 @@ def asked(
     kinds, out = [kind for kind, _ in scene], []
     low, high = np.array([m.bounds for _, m in scene]).swapaxes(0, 1)
     length = (high - low).max(1)
-    def ask(kind, question, answer, choices): out.append(dict(kind=kind, question=question, answer=str(answer), choices=tuple(map(str, choices))))
+    def ask(kind, question, answer, choices):
+        out.append(dict(kind=kind, question=question, answer=str(answer), choices=tuple(map(str, choices))))
     before = lambda i, j, axis: high[i, axis] + GAP <= low[j, axis]
     longer = lambda i, j: length[i] > LONGER * length[j]
     def first(leads, question, kind):
@@ -79,16 +80,19 @@ def asked(
     ask('count', 'How many solids are there?', len(scene), range(1, MOST + 1))
     for kind in KINDS:
         ask('presence', f'Is there a {kind}?', 'yes' if kind in kinds else 'no', ('yes', 'no'))
-        if kinds.count(kind) < 4: ask('count of a kind', f"How many {kind}{'es' if kind == 'box' else 's'} are there?", kinds.count(kind), range(4))
+        many = kind + ('es' if kind == 'box' else 's')
+        if kinds.count(kind) < 4: ask('count of a kind', f'How many {many} are there?', kinds.count(kind), range(4))
     for axis, words in enumerate(FURTHEST):
-        first(lambda i, j: before(i, j, axis), f'Which solid is {words[0]}?', 'furthest'); first(lambda i, j: before(j, i, axis), f'Which solid is {words[1]}?', 'furthest')
+        first(lambda i, j: before(i, j, axis), f'Which solid is {words[0]}?', 'furthest')
+        first(lambda i, j: before(j, i, axis), f'Which solid is {words[1]}?', 'furthest')
     first(longer, 'Which solid is longest?', 'extreme size'); first(lambda i, j: longer(j, i), 'Which solid is shortest?', 'extreme size')
     for i, j in permutations([i for i, kind in enumerate(kinds) if kinds.count(kind) == 1], 2):
         a, b = kinds[i], kinds[j]
         if longer(i, j) or longer(j, i): ask('size', f'Which is longer, the {a} or the {b}?', a if longer(i, j) else b, (a, b))
         for axis, words in enumerate(WORDS):
             if not (before(i, j, axis) or before(j, i, axis)): continue
-            for word, true in zip(words, (before(i, j, axis), before(j, i, axis))): ask('place', f'Is the {a} {word} the {b}?', 'yes' if true else 'no', ('yes', 'no'))
+            for word, true in zip(words, (before(i, j, axis), before(j, i, axis))):
+                ask('place', f'Is the {a} {word} the {b}?', 'yes' if true else 'no', ('yes', 'no'))
     return out
 
 # %% ../nbs/65_questions.ipynb #5ed512d9
@@ -124,7 +128,7 @@ def make_questions(
         for q in out: q['shape'] = fields[q['name']]
     return out
 
-# %% ../nbs/65_questions.ipynb #0456bb85
+# %% ../nbs/65_questions.ipynb #abb123d2
 NAMING = 'What category is this shape?'
 
 def naming_questions(
@@ -132,12 +136,27 @@ def naming_questions(
     split: str = 'val',   # Rows that say this
 ) -> list:                # of dict(shape, question, answer, kind, choices, name, group); `shape` is a path
     "One question per shape: its category, of all that the table has."
-    rows = read_table(table)
-    if lacks := {'file', 'category', 'split'} - {*(rows[0] if rows else ())}: raise InputError(f"{table}: no column {', '.join(sorted(lacks))}; naming needs file, category and split")
+    rows = _naming_rows(table)
     chosen = [r for r in rows if r.get('split') == split]
-    if not chosen: raise InputError(f"{table}: no row has the split {split!r}, only {', '.join(sorted({r.get('split', '') for r in rows}))}")
+    if not chosen:
+        raise InputError(f"{table}: no row has the split {split!r}, only {', '.join(sorted({r.get('split', '') for r in rows}))}")
     choices = tuple(sorted({r['category'] for r in rows}))
-    return [dict(shape=Path(table).parent/r['file'], question=NAMING, answer=r['category'], kind='category', choices=choices, name=r['file'], group=r['category']) for r in chosen]
+    return [dict(shape=Path(table).parent/r['file'], question=NAMING, answer=r['category'], kind='category', choices=choices, name=r['file'],
+                 group=r['category']) for r in chosen]
+
+def write_naming(
+    table,   # As `naming_questions` reads it
+    path,    # CSV that `sdfvq align` learns from, anywhere
+):
+    "The table with that question and its answer for each row."
+    named = [r | dict(file=(Path(table).parent/r['file']).resolve(), question=NAMING, answer=r['category']) for r in _naming_rows(table)]
+    write_table(named, list(named[0]), path)
+
+def _naming_rows(table):
+    rows = read_table(table)
+    if lacks := {'file', 'category', 'split'} - {*(rows[0] if rows else ())}:
+        raise InputError(f"{table}: no column {', '.join(sorted(lacks))}; naming needs file, category and split")
+    return rows
 
 # %% ../nbs/65_questions.ipynb #9da75941
 def chance(
@@ -156,7 +175,7 @@ def majority(
     best = lambda q: (by.get(q['question']) or every).most_common(1)[0][0]
     return float(np.mean([best(q) == q['answer'] for q in items]))
 
-# %% ../nbs/65_questions.ipynb #04e816ed
+# %% ../nbs/65_questions.ipynb #1d73c53a
 def shuffled(
     items,          # Questions
     seed: int = 0,
@@ -165,7 +184,8 @@ def shuffled(
     groups = [q.get('group', q['name']) for q in items]
     sizes = Counter(groups)
     if 2 * (most := max(sizes.values(), default=0)) > len(items):
-        raise InputError(f"shapes cannot be exchanged: {most} of {len(items)} questions are about {sizes.most_common(1)[0][0]!r}; add some about others")
+        raise InputError(f"shapes cannot be exchanged: {most} of {len(items)} questions are about {sizes.most_common(1)[0][0]!r}; "
+                         "add some about others")
     rng = np.random.default_rng(seed)
     first = {g: i for i, g in enumerate(rng.permutation(sorted(sizes)).tolist())}
     order = np.array(sorted(rng.permutation(len(items)).tolist(), key=lambda i: first[groups[i]]))
@@ -173,7 +193,7 @@ def shuffled(
     out[order] = np.roll(order, most)     # a step as long as the longest run of a group leaves every group
     return out
 
-# %% ../nbs/65_questions.ipynb #9bbbf7a9
+# %% ../nbs/65_questions.ipynb #6ef3737e
 def normal(text: str) -> list:
     "The words that count."
     return [w for w in re.findall(r'\w+', text.lower()) if w not in ('a', 'an', 'the')]
@@ -196,7 +216,7 @@ def rouge_l(said: list, true: list) -> float:
 def _stem(w): return re.sub(r'(?<=\w\w\w)(ing|ed|es|s)$', '', w)
 
 def meteor(said: list, true: list) -> float:
-    "Like METEOR (Banerjee & Lavie 2005), with exact words and bare stems and no synonyms: recall weighs nine times as much, scattered words cost."
+    "Like METEOR (Banerjee & Lavie 2005), of words and bare stems without synonyms: recall weighs nine times as much, scattered words cost."
     free, pairs = list(range(len(true))), {}
     for same in (str, _stem):
         for i, w in enumerate(said):
@@ -217,7 +237,7 @@ def repetition(
     return dict(same_answer=max(Counter(words).values(), default=0) / max(len(words), 1),
                 repeated_pairs=float(np.mean([1 - len({*p}) / len(p) if p else 0 for p in pairs])) if pairs else 0.)
 
-# %% ../nbs/65_questions.ipynb #805643ee
+# %% ../nbs/65_questions.ipynb #acb90734
 MEASURES = dict(exact=lambda a, b: float(a == b), bleu1=bleu1, rouge_l=rouge_l, meteor=meteor)
 
 def text_scores(
@@ -227,7 +247,8 @@ def text_scores(
 ) -> dict:
     "Mean of each of `MEASURES`, `sbert` where there is a model, and `repetition`."
     truths = [[t] if isinstance(t, str) else t for t in truths]
-    if len(answers) != len(truths) or not len(answers): raise InputError(f"as many answers as truths are wanted, at least one, got {len(answers)} and {len(truths)}")
+    if len(answers) != len(truths) or not len(answers):
+        raise InputError(f"as many answers as truths are wanted, at least one, got {len(answers)} and {len(truths)}")
     words = [(normal(a), [normal(t) for t in ts]) for a, ts in zip(answers, truths)]
     out = {k: float(np.mean([max(f(a, t) for t in ts) for a, ts in words])) for k, f in MEASURES.items()}
     if sbert is not None: out['sbert'] = sentence_similarity(answers, truths, sbert)
@@ -239,7 +260,8 @@ def sentence_similarity(
     folder,   # Of a sentence-transformers model
 ) -> float:
     "Mean cosine of the vectors of answer and truth."
-    if not Path(folder).is_dir(): raise InputError(f"sentence model {folder}: not a folder; save a sentence-transformers model there, nothing is fetched")
+    if not Path(folder).is_dir():
+        raise InputError(f"sentence model {folder}: not a folder; save a sentence-transformers model there, nothing is fetched")
     try: from sentence_transformers import SentenceTransformer
     except ImportError as e: raise InputError("sentence vectors need sentence-transformers: pip install 'sdfvq[text]'") from e
     model = SentenceTransformer(str(folder), local_files_only=True)

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from .core import InputError, check_shape, morton
 from .sparse import SparseTensor
 
-# %% ../nbs/57_sequence3d.ipynb #f7ea6d11
+# %% ../nbs/57_sequence3d.ipynb #e16e55f9
 @torch.no_grad()
 def extract_3d_latent_and_indices(
     vae,              # `SparseSDFVQVAE`
     inputs_3d: dict,  # Batch of B shapes: sparse_sdf, sparse_index, batch_idx
 ) -> tuple:           # codes (M,C) and ids (M,L) int64, SparseTensors on the same places
-    "The shapes' codebook vectors, and the ids that `vae.decode` takes."
-    vae.eval()
-    q, ids, _ = vae.encode(inputs_3d)
+    "The shapes' codebook vectors, and the ids that `vae.decode` takes; nothing in `vae` learns by it."
+    training = vae.training
+    q, ids, _ = vae.eval().encode(inputs_3d)
+    vae.train(training)
     coords = q.coords[::4] if vae.config.grouping else q.coords     # of 4 cells along z the first
     x = SparseTensor(coords.contiguous(), ids, q.batch_size)
     return x.replace(codes_at(vae, ids)), x

@@ -61,7 +61,7 @@ def family(
     if config.model_type not in FAMILIES: raise InputError(f"VL checkpoint is of family {config.model_type!r}, wanted {', '.join(FAMILIES)}")
     return FAMILIES[config.model_type]
 
-# %% ../nbs/60_vl.ipynb #3cbe381c
+# %% ../nbs/60_vl.ipynb #2b5e8507
 class Qwen3VLWith3DBranch:
     "Qwen2-VL, Qwen2.5-VL or Qwen3-VL that reads shapes; with `attach` it takes them as sparse SDFs, too."
     vae = None
@@ -131,7 +131,7 @@ class Qwen3VLWith3DBranch:
             if position_ids is None: position_ids = self._positions(None, input_ids, attention_mask, shape_coords, grids | kwargs)
             words, shapes = self.get_input_embeddings()(input_ids), self.shape_proj(shape_feats, shape_coords)[there(shape_coords)]
             inputs_embeds, input_ids = words.masked_scatter(where[..., None], shapes.to(words.dtype)), None
-        elif input_ids is not None and past_key_values is None and bool((input_ids == self.config.shape_config['token_id']).any()):
+        elif input_ids is not None and not (past_key_values and past_key_values.get_seq_length()) and bool((input_ids == self.config.shape_config['token_id']).any()):
             raise InputError("the prompt has a place for a shape, and none came: give shape_feats with shape_coords, or the shape to the processor")
         return super().forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values,
                                inputs_embeds=inputs_embeds, labels=labels, pixel_values=pixel_values, pixel_values_videos=pixel_values_videos,

@@ -22,7 +22,7 @@ from .quantize import make_quantizer
 from .sparse import SparseTensor, ancestors, batch_tensor, child_targets, prune as cut
 from .weights import check_names, load_weights, read_weights, under
 
-# %% ../nbs/31_vqvae.ipynb #c3ec2adc
+# %% ../nbs/31_vqvae.ipynb #f6fb26b2
 class SparseSDFVQVAE(nn.Module):
     "Sparse SDF → ids → sparse SDF. Loss parts for the codebook come with the output; reconstruction is compared in `losses`."
     def __init__(self,
@@ -91,7 +91,7 @@ class SparseSDFVQVAE(nn.Module):
         **options,                     # factor, shell, chunk
     ) -> SparseTensor:                 # (N,1)
         "The SDF that the ids at their places stand for."
-        if isinstance(ids, SparseTensor): ids, coords = ids.feats, ids.coords
+        if isinstance(ids, SparseTensor): ids, coords = ids.feats, None if self.config.grouping else ids.coords
         check_shape(ids, 'M L', 'ids')
         most = min(ids.shape[1], self.config.depth)
         if depth is not None and not 1 <= depth <= most: raise InputError(f"depth must lie in [1, {most}], got {depth}")

@@ -17,7 +17,7 @@ import numpy as np
 from .core import InputError, Transform
 from .tokens import ShapeTokens, morton_decode, morton_encode
 
-# %% ../nbs/62_words.ipynb #c69d7867
+# %% ../nbs/62_words.ipynb #7fc673fe
 START, END = '<|3d_start|>', '<|3d_end|>'
 DIGIT = 6                                      # bits of a place word
 CORNERS = morton_decode(np.arange(2**DIGIT))   # (64,3) where in its block each digit is
@@ -39,9 +39,11 @@ class ShapeWords:
     merges: tuple = ()          # Pairs of words' numbers that are one more word each; from `learn_merges`
 
     def __post_init__(self):
-        object.__setattr__(self, 'resolutions', tuple(self.resolutions)); object.__setattr__(self, 'merges', tuple(map(tuple, self.merges)))   # JSON knows no tuples
+        object.__setattr__(self, 'resolutions', tuple(self.resolutions))
+        object.__setattr__(self, 'merges', tuple(map(tuple, self.merges)))   # JSON has lists
         if self.codes < 1 or self.depth < 1: raise InputError(f"codes and depth must be at least 1, got {self.codes} and {self.depth}")
-        if not self.resolutions or any(r < self.factor or r % self.factor for r in self.resolutions): raise InputError(f"resolutions must be multiples of the factor {self.factor}, got {self.resolutions}")
+        if not self.resolutions or any(r < self.factor or r % self.factor for r in self.resolutions):
+            raise InputError(f"resolutions must be multiples of the factor {self.factor}, got {self.resolutions}")
         if self.room < 3: raise InputError(f"room must be at least 3, for start, size and end; got {self.room}")
 
     def __len__(self): return len(self.names)
@@ -67,7 +69,8 @@ class ShapeWords:
     @cached_property
     def names(self) -> list:
         "All words as they are written."
-        names = [f'r{r}_f{self.factor}_d{d}' for r, d in self.heads] + [f'p{i >> DIGIT}_{i % 2**DIGIT}' for i in range(self.code0 - self.place0)]
+        names = [f'r{r}_f{self.factor}_d{d}' for r, d in self.heads]
+        names += [f'p{i >> DIGIT}_{i % 2**DIGIT}' for i in range(self.code0 - self.place0)]
         names += [f'c{d}_{k}' for d in range(self.depth) for k in range(self.codes)] + [f'm{i}' for i in range(len(self.merges))]
         return [START, END, *(f'<|3d_{name}|>' for name in names)]
 
@@ -84,16 +87,17 @@ class ShapeWords:
     @cached_property
     def choices(self) -> dict:
         "For each need, and depth of a code, the words that answer it, and the merges that begin with one of those."
-        out = {('start', 0): ([0], []), ('head', 0): (range(2, self.place0), []), ('place', 0): ([1, *range(self.place0, self.code0)], []), ('over', 0): ([], [])}
+        out = {('start', 0): ([0], []), ('head', 0): (range(2, self.place0), []), ('place', 0): ([1, *range(self.place0, self.code0)], [])}
+        out['over', 0] = [], []
         for d in range(self.depth): out['code', d] = range(self.code0 + d * self.codes, self.code0 + (d + 1) * self.codes), []
         for m in range(self.merge0, len(self)):
             first = self.parts[m][0] - self.code0
             out[('place', 0) if first < 0 else ('code', first // self.codes)][1].append(m)
         return out
 
-# %% ../nbs/62_words.ipynb #a35ea941
+# %% ../nbs/62_words.ipynb #96e123b4
 State = namedtuple('State', 'need at digits size depth used', defaults=('start', 0, (), 0, 0, 0))
-State.__doc__ = "What is needed next, at which level or depth; digits of the last place, lowest first; grid's edge, shape's depth, words so far."
+State.__doc__ = "What is needed next, and at which level or depth; the last place's digits, lowest first; grid's edge, depth, words so far."
 
 def step(
     words: ShapeWords,
@@ -110,7 +114,8 @@ def step(
 def _follow(words, s, word):
     "The state after a word that is no merge, or None."
     if word >= words.code0:
-        if s.need == 'code' and (word - words.code0) // words.codes == s.at: return s._replace(need='code' if s.at + 1 < s.depth else 'next', at=(s.at + 1) % s.depth)
+        if s.need != 'code' or (word - words.code0) // words.codes != s.at: return
+        return s._replace(need='code' if s.at + 1 < s.depth else 'next', at=(s.at + 1) % s.depth)
     elif word >= words.place0:
         if s.need in ('place', 'next'): return _place(s, *divmod(word - words.place0, 2**DIGIT))
     elif word > 1:
@@ -124,9 +129,11 @@ def _place(s, level, digit):
     "The state after a place word, or None."
     top = len(s.digits) - 1
     if s.need == 'place' and level != s.at: return
-    if s.need == 'next' and (level > top or digit <= s.digits[level] or level < top and s.digits[top] < 0): return   # the first place is spelled whole
+    if s.need == 'next' and (level > top or digit <= s.digits[level]): return
+    if s.need == 'next' and level < top and s.digits[top] < 0: return                 # the first place is spelled whole
     digits = (-1,) * level + (digit,) + s.digits[level + 1:]
-    if 4**len(digits) > s.size and any(sum(int(CORNERS[v, k]) << 2 * l for l, v in enumerate(digits) if l >= level) >= s.size for k in range(3)): return
+    corner = lambda axis: sum(int(CORNERS[v, axis]) << 2 * l for l, v in enumerate(digits) if l >= level)
+    if 4**len(digits) > s.size and any(corner(axis) >= s.size for axis in range(3)): return
     return s._replace(need='place' if level else 'code', at=max(level - 1, 0), digits=digits)
 
 def _rest(s):
@@ -142,7 +149,7 @@ def allowed(
     plain, merges = words.choices['place' if s.need == 'next' else s.need, s.at if s.need == 'code' else 0]
     return [*(plain if s.need == 'code' else (n for n in plain if step(words, s, n))), *(n for n in merges if step(words, s, n))]
 
-# %% ../nbs/62_words.ipynb #6aaf4f46
+# %% ../nbs/62_words.ipynb #4d8100ae
 def spell(
     words: ShapeWords,
     tokens: ShapeTokens,  # With as many depths as shall be told, or fewer than the model's: `cut`
@@ -150,9 +157,10 @@ def spell(
     "The shape in words, merged as far as merges go."
     depth = tokens.indices.shape[1]
     if (tokens.resolution, depth) not in words.heads or tokens.factor != words.factor:
-        raise InputError(f"no words for resolution {tokens.resolution}, factor {tokens.factor} and depth {depth}: there are some for resolution {', '.join(map(str, words.resolutions))}, "
-                         f"factor {words.factor}, depth 1 to {words.depth}")
-    if tokens.indices.size and not 0 <= tokens.indices.min() <= tokens.indices.max() < words.codes: raise InputError(f"codes must lie in [0, {words.codes}), got {tokens.indices.min()} to {tokens.indices.max()}")
+        raise InputError(f"no words for resolution {tokens.resolution}, factor {tokens.factor} and depth {depth}: "
+                         f"there are some for resolution {_list(words.resolutions)}, factor {words.factor}, depth 1 to {words.depth}")
+    if tokens.indices.size and not 0 <= tokens.indices.min() <= tokens.indices.max() < words.codes:
+        raise InputError(f"codes must lie in [0, {words.codes}), got {tokens.indices.min()} to {tokens.indices.max()}")
     place = morton_encode(tokens.coords)
     order = place.argsort()
     place = place[order]
@@ -161,11 +169,13 @@ def spell(
     above = place[:, None] >> DIGIT * level
     new = np.ones_like(above, bool)
     new[1:] = above[1:] != above[:-1]
-    cells = np.concatenate([above % 2**DIGIT + 2**DIGIT * level + words.place0, tokens.indices[order] + words.codes * np.arange(depth) + words.code0], 1)
+    codes = tokens.indices[order] + words.codes * np.arange(depth) + words.code0
+    cells = np.concatenate([above % 2**DIGIT + 2**DIGIT * level + words.place0, codes], 1)
     body = cells[np.concatenate([new, np.ones((len(place), depth), bool)], 1)]
     for m, pair in enumerate(words.merges): body = _merged(body, pair, words.merge0 + m)
     out = np.concatenate([[0, 2 + words.heads.index((tokens.resolution, depth))], body, [1]]).astype(np.int64)
-    if len(out) > words.room: raise InputError(f"the shape has {len(out)} words, there is room for {words.room}: give more room, or a lower resolution")
+    if len(out) > words.room:
+        raise InputError(f"the shape has {len(out)} words, there is room for {words.room}: give more room, or a lower resolution")
     return out
 
 def _merged(row, pair, number):
@@ -186,18 +196,23 @@ def unspell(
     s, places, codes = State(), [], []
     for i, n in enumerate(numbers):
         for part in words.parts[n]:
-            if (after := _follow(words, s, part)) is None: raise InputError(f"word {i + 1}, {words.names[n]}, cannot stand there: wanted is {_WANTED[s.need]}")
+            if (after := _follow(words, s, part)) is None:
+                raise InputError(f"word {i + 1}, {words.names[n]}, cannot stand there: wanted is {_WANTED[s.need]}")
             if s.need == 'code': codes.append((part - words.code0) % words.codes)
             elif after.need == 'code': places.append(sum(v << DIGIT * l for l, v in enumerate(after.digits)))
             s = after
     if s.need != 'over': raise InputError(f"the words end before {END}: wanted is {_WANTED[s.need]}")
     coords = morton_decode(places)
     order = np.lexsort(coords.T[::-1])
-    return ShapeTokens(coords[order], np.array(codes, np.int64).reshape(-1, s.depth)[order], s.size * words.factor, words.factor, band, transform, fingerprint)
+    indices = np.array(codes, np.int64).reshape(-1, s.depth)
+    return ShapeTokens(coords[order], indices[order], s.size * words.factor, words.factor, band, transform, fingerprint)
 
-_WANTED = dict(start=START, head='the word for resolution, factor and depth', place='the next digit of a place', code='a code of the next depth', next=f'a greater place, or {END}', over='nothing more')
+def _list(numbers): return ', '.join(map(str, numbers))
 
-# %% ../nbs/62_words.ipynb #852ba501
+_WANTED = dict(start=START, head='the word for resolution, factor and depth', place='the next digit of a place', code='a code of the next depth',
+               next=f'a greater place, or {END}', over='nothing more')
+
+# %% ../nbs/62_words.ipynb #710dcbd2
 def emit(
     words: ShapeWords,
     tokens: ShapeTokens,
@@ -213,7 +228,9 @@ def parse(
     "The shape in a text."
     found = text.replace('><', '> <').split()
     for i, word in enumerate(found):
-        if word not in words.number: raise InputError(f"word {i + 1}, {word[:40]!r}, is no word of shapes with {words.codes} codes, depth {words.depth}, resolution {', '.join(map(str, words.resolutions))}")
+        if word not in words.number:
+            raise InputError(f"word {i + 1}, {word[:40]!r}, is no word of shapes with {words.codes} codes, depth {words.depth}, "
+                             f"resolution {_list(words.resolutions)}")
     return unspell(words, [words.number[word] for word in found], **rest)
 
 def shapes_in(
@@ -240,7 +257,7 @@ def learn_merges(
         row = _merged(row, merges[-1], words.merge0 + m)
     return replace(words, merges=tuple(merges))
 
-# %% ../nbs/62_words.ipynb #acded298
+# %% ../nbs/62_words.ipynb #0114ebde
 def legal_next(
     words: ShapeWords,
     ids,              # The tokenizer's id of each word, in the order of `names`
@@ -249,7 +266,8 @@ def legal_next(
     prompt: int = 0,  # How many ids of the prompt come first, which are not looked at
 ):
     "`prefix_allowed_tokens_fn`: (number in the batch, ids so far) -> the ids that may come next."
-    if len(ids) != len(words) or len({*ids, eos}) <= len(ids): raise InputError(f"ids must be {len(words)} different ones and the end's another, got {len(ids)}, of them {len({*ids, eos} - {eos})} different")
+    if len(ids) != len(words) or len({*ids, eos}) <= len(ids):
+        raise InputError(f"ids must be {len(words)} different ones and the end's another, got {len(ids)}, of them {len({*ids} - {eos})} different")
     number, seen = {i: n for n, i in enumerate(ids)}, {}
     plain = [ids[0]] if text is None else [*dict.fromkeys([*text, ids[0]])]
 

@@ -142,6 +142,12 @@ def test_device_that_is_not_there(tmp_path, ball, model):
     refused(run('encode', ball, '-o', tmp_path / 'a.s3d', '-m', model, '--device', 'cuda:99'), 'cuda:99')
     refused(run('train', ball, '-o', tmp_path / 'run', '--device', 'toaster'), 'toaster')
 
+def test_language_bridge(tmp_path, ball):
+    refused(run('describe', ball, '--run', tmp_path), tmp_path, 'holds no run')
+    refused(run('evaluate-vl', '--run', tmp_path, '-o', tmp_path / 'out'), '--dummy-data')
+    refused(run('smoke-vl'), '--quick')
+    assert not (tmp_path / 'out').exists()
+
 def test_stage_without_a_start(tmp_path, ball):
     refused(run('train', tmp_path, '-o', tmp_path / 'run', '--stage', 1), '--init')
     refused(run('train', tmp_path, '-o', tmp_path / 'run', '--stage', 7), 'stage')
