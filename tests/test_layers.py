@@ -66,6 +66,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'train':     {'tokens', 'vl', 'retrieve'},
     'inspect':   MODELS | {'losses', 'fastai'},
     'histories': Only({'core'}),
+    'catalogue': Only({'core', 'weights'}),
     'coder':     Only(),
     'tokens':    MODELS | QUANTIZERS | {'conv', 'attention', 'fastai'},
     'tokenizer': {'losses', 'learner', 'fastai'},
