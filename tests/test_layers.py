@@ -65,6 +65,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'runs':      {'tokens', 'vl', 'retrieve'},
     'train':     {'tokens', 'vl', 'retrieve'},
     'inspect':   MODELS | {'losses', 'fastai'},
+    'interactions': Only({'core'}),
     'histories': Only({'core'}),
     'catalogue': Only({'core', 'weights'}),
     'coder':     Only(),
