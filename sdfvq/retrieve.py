@@ -23,7 +23,7 @@ from .core import MISSING, InputError, atomic_write, check_output
 from .quantizer import joint_count
 from .weights import read_weights
 
-# %% ../nbs/61_retrieve.ipynb #ec806c02
+# %% ../nbs/61_retrieve.ipynb #1be494a6
 def padded(
     x: Tensor,  # (B,T), or jagged (B,j)
 ) -> Tensor:    # (B,T), -1 after the end
@@ -35,10 +35,11 @@ class Layout:
     def __init__(self,
         items: Tensor,         # (B,T) int64, -1 after the end, or jagged (B,j)
         front: Tensor = None,  # (B,) int64 one more for each, before the first
+        packed: bool = False,  # Shall a padded batch be packed, too?
     ):
-        jagged, items = items.is_nested, padded(items)
+        packed, items = packed or items.is_nested, padded(items)
         self.items = items if front is None else torch.cat([front[:, None], items], 1)
-        self.shape, self.at = self.items.shape, (self.items >= 0).flatten().nonzero()[:, 0] if jagged else None
+        self.shape, self.at = self.items.shape, (self.items >= 0).flatten().nonzero()[:, 0] if packed else None
 
     @property
     def lengths(self) -> Tensor: return (self.items >= 0).sum(1)   # (B,)
@@ -51,7 +52,7 @@ class Layout:
         "(P,…) → (B,T,…), zeros where nothing is."
         return (x if self.at is None else x.new_zeros(self.shape.numel(), *x.shape[1:]).index_copy(0, self.at, x)).unflatten(0, self.shape)
 
-# %% ../nbs/61_retrieve.ipynb #64828da9
+# %% ../nbs/61_retrieve.ipynb #298f06d6
 NEAR, BUCKETS, FAR = 16, 32, 256   # distances with a bias of their own; biases; distance from which all share one
 
 def distance_buckets(
@@ -92,14 +93,14 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(self._split(self.q(x), layout), *keys, bias, is_causal=causal).transpose(-3, -2).flatten(-2)
         return self.out(y if layout is None else layout.pack(y.unflatten(1, (-1, x.shape[1]))))
 
-def feed_forward(dim: int, dropout: float): return nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
+def feed_forward(dim: int): return nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
 class EncoderLayer(nn.Module):
     "Items see themselves and what came before."
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__()
         self.norms, self.drop = nn.ModuleList(nn.RMSNorm(dim) for _ in range(2)), nn.Dropout(dropout)
-        self.own, self.ff = Attention(dim, heads), feed_forward(dim, dropout)
+        self.own, self.ff = Attention(dim, heads), feed_forward(dim)
 
     def forward(self, x: Tensor, bias: Tensor, layout: Layout) -> Tensor:  # (P,n,D)
         y = self.norms[0](x)
@@ -119,7 +120,7 @@ class Encoder(nn.Module):
         for layer in self.layers: x = layer(x, bias, layout)
         return self.norm(x)
 
-# %% ../nbs/61_retrieve.ipynb #d820ac4d
+# %% ../nbs/61_retrieve.ipynb #d69aef35
 @dataclass(frozen=True)
 class RetrievalConfig:
     "Sizes of the network."
@@ -138,7 +139,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__()
         self.norms, self.drop = nn.ModuleList(nn.RMSNorm(dim) for _ in range(3)), nn.Dropout(dropout)
-        self.own, self.cross, self.ff = Attention(dim, heads), Attention(dim, heads), feed_forward(dim, dropout)
+        self.own, self.cross, self.ff = Attention(dim, heads), Attention(dim, heads), feed_forward(dim)
 
     def forward(self, x: Tensor, memory: tuple, bias: Tensor, layout: Layout) -> Tensor:  # (P,L,D): every place's next item at once
         y = self.norms[0](x)
@@ -173,13 +174,13 @@ class EncoderDecoderRetrievalModel(nn.Module):
         self.register_buffer('ids', catalogue.ids.clone())
         self.register_buffer('first', torch.tensor([0, *sizes[:-1]]).cumsum(0))     # of each level's rows in `codes`
         self.codes = nn.Embedding(sum(sizes), c.dim)
-        self.separator, self.begin = nn.Parameter(torch.empty(c.dim)), nn.Parameter(torch.empty(c.dim))
+        self.separator, self.opening = nn.Parameter(torch.empty(c.dim)), nn.Parameter(torch.empty(c.dim))
         self.users = nn.Embedding(c.user_buckets, c.dim) if c.user_buckets else None
         self.encoder, self.distances = Encoder(c.dim, c.heads, c.layers, c.dropout), Distances(c.heads)
         self.decoder = nn.ModuleList(DecoderLayer(c.dim, c.heads, c.dropout) for _ in range(c.layers))
         self.norm, self.drop = nn.RMSNorm(c.dim), nn.Dropout(c.dropout)
         self.heads = nn.ModuleList(nn.Linear(c.dim, k, bias=False) for k in sizes)
-        for p in (self.codes.weight, self.separator, self.begin, *(h.weight for h in self.heads)): nn.init.normal_(p, std=.02)
+        for p in (self.codes.weight, self.separator, self.opening, *(h.weight for h in self.heads)): nn.init.normal_(p, std=.02)
 
     @property
     def catalogue(self) -> Catalogue:
@@ -193,7 +194,7 @@ class EncoderDecoderRetrievalModel(nn.Module):
     ) -> tuple:               # (P,L+1,D) and its layout
         "Histories as the decoder sees them."
         n = len(self.ids)
-        layout = Layout(history, None if self.users is None else n + user % self.config.user_buckets)
+        layout = Layout(history, None if self.users is None else n + user % self.config.user_buckets, self.training)
         items = layout.pack(layout.items)
         x = self.codes(self.ids[items.clamp(0, n - 1)] + self.first)
         x = torch.cat([x, self.separator.expand(len(x), 1, -1)], 1)
@@ -207,7 +208,7 @@ class EncoderDecoderRetrievalModel(nn.Module):
         if self.users is not None: target = F.pad(target, (1, 0), value=MISSING)
         target = layout.pack(target)
         asked = self.ids[target.clamp(0)].masked_fill(target[:, None] < 0, MISSING)                   # (P,L)
-        y = self.drop(torch.cat([self.begin.expand(len(x), 1, -1), self.codes(asked[:, :-1].clamp(0) + self.first[:-1])], 1))
+        y = self.drop(torch.cat([self.opening.expand(len(x), 1, -1), self.codes(asked[:, :-1].clamp(0) + self.first[:-1])], 1))
         at = torch.arange(layout.shape[1], device=x.device)
         bias = self.distances(at.repeat_interleave(y.shape[1])[:, None] - at.repeat_interleave(x.shape[1]))
         for layer in self.decoder: y = layer(y, layer.cross.keys(x, layout), bias, layout)
@@ -235,7 +236,7 @@ class EncoderDecoderRetrievalModel(nn.Module):
         memory, past = [layer.cross.keys(x, layout) for layer in self.decoder], [None] * len(self.decoder)
         rows = torch.arange(layout.shape[0], device=x.device)[:, None]
         prefix, scores, missed = rows.new_zeros(len(rows), 1, 0), x.new_zeros(len(rows), 1), x.new_full((len(rows),), -torch.inf)
-        new = self.begin.expand(len(rows), 1, -1)
+        new = self.opening.expand(len(rows), 1, -1)
         for l in range(len(self.heads)):
             for i, layer in enumerate(self.decoder): new, past[i] = layer.step(new, past[i], memory[i], bias)
             likely = self.logits(l, self.norm(new).flatten(0, 1), prefix.flatten(0, 1)).log_softmax(-1).unflatten(0, new.shape[:2])
