@@ -40,7 +40,7 @@ from .runs import Board, Checkpoints, RunFolder, RunLog
 from .train import Stopped, auto_precision, endless, join_processes, stop_on_sigterm
 from .weights import check_names
 
-# %% ../nbs/68_recommend.ipynb #cc73502a
+# %% ../nbs/68_recommend.ipynb #6f77d898
 KINDS = 'ours', 'sasrec', 'random'   # random: our network with ids that say nothing
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class RecommendConfig:
     layers: int = 4
     dropout: float = 0.1
     user_buckets: int = 0
+    fold: bool = True
     steps: int = 10_000
     lr: float = 1e-3               # Highest; falls as a cosine to a hundredth
     warmup: float = 0.05           # Share of the steps in which it rises
@@ -216,7 +217,7 @@ def find_ids(
     if len(found) != n: raise InputError(f"ids {ids} are of {len(found):,} items, the data has {n:,}: make them for these items, in this order (items.json of the run)")
     return found, f'{ids.name} {found.fingerprint}'
 
-# %% ../nbs/68_recommend.ipynb #dada7657
+# %% ../nbs/68_recommend.ipynb #d8cd63d8
 def ranker(model, k: int = 10, beams: int = 50):
     "(history, user) → scores of all items or `Found`, of any model."
     return (lambda history, user: model.generate(history, k, beams, user)) if hasattr(model, 'generate') else lambda history, user: model.scores(history)
@@ -252,7 +253,7 @@ class Finite(NaNGuard):
 class Given:
     "The loss is what the model gave."
     def __call__(self, loss, *came):
-        self.parts = dict(loss=loss.detach())
+        self.parts = dict(next=loss.detach())
         return loss
 
 class _Learner(ShapeLearner):
@@ -301,7 +302,8 @@ def fit_kind(
     if state and state['step'] >= t.steps: return
     set_seed(seed)
     if kind == 'random': catalogue = random_ids(len(catalogue), catalogue.sizes, catalogue.depth, seed)
-    model = (SASRec(len(data.names), t.network) if kind == 'sasrec' else EncoderDecoderRetrievalModel(catalogue, t.network)).to(device)
+    met = Popularity(data.histories, len(data.names)).counts + 1
+    model = (SASRec(len(data.names), t.network) if kind == 'sasrec' else EncoderDecoderRetrievalModel(catalogue, t.network, met)).to(device)
     if not rank:
         if begun: folder.cut(state['step'] if state else -1)
         else: folder.begin(dict(kind=kind, seed=seed, settings=asdict(t)))

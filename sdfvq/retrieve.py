@@ -7,7 +7,7 @@ __all__ = ['NEAR', 'BUCKETS', 'FAR', 'FORMAT', 'padded', 'Layout', 'distance_buc
            'EncoderLayer', 'Encoder', 'RetrievalConfig', 'DecoderLayer', 'Found', 'EncoderDecoderRetrievalModel',
            'save_retriever', 'load_retriever']
 
-# %% ../nbs/61_retrieve.ipynb #71aa5f2a
+# %% ../nbs/61_retrieve.ipynb #4019cc23
 import json, math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .catalogue import Catalogue
+from .catalogue import Catalogue, to_keys
 from .core import MISSING, InputError, atomic_write, check_output
 from .quantizer import joint_count
 from .weights import read_weights
@@ -52,7 +52,7 @@ class Layout:
         "(P,…) → (B,T,…), zeros where nothing is."
         return (x if self.at is None else x.new_zeros(self.shape.numel(), *x.shape[1:]).index_copy(0, self.at, x)).unflatten(0, self.shape)
 
-# %% ../nbs/61_retrieve.ipynb #298f06d6
+# %% ../nbs/61_retrieve.ipynb #fb098958
 NEAR, BUCKETS, FAR = 16, 32, 256   # distances with a bias of their own; biases; distance from which all share one
 
 def distance_buckets(
@@ -80,6 +80,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.q, self.kv, self.out = nn.Linear(dim, dim, bias=False), nn.Linear(dim, 2 * dim, bias=False), nn.Linear(dim, dim, bias=False)
+        nn.init.zeros_(self.out.weight)      # a layer begins as one that does nothing: what tells items apart is not drowned
 
     def _split(self, x, layout):
         "(P,n,D) → (B,H,T·n,d); without a layout (…,n,D) → (…,H,n,d)"
@@ -93,7 +94,10 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(self._split(self.q(x), layout), *keys, bias, is_causal=causal).transpose(-3, -2).flatten(-2)
         return self.out(y if layout is None else layout.pack(y.unflatten(1, (-1, x.shape[1]))))
 
-def feed_forward(dim: int): return nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+def feed_forward(dim: int):
+    f = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+    nn.init.zeros_(f[2].weight)
+    return f
 
 class EncoderLayer(nn.Module):
     "Items see themselves and what came before."
@@ -120,7 +124,7 @@ class Encoder(nn.Module):
         for layer in self.layers: x = layer(x, bias, layout)
         return self.norm(x)
 
-# %% ../nbs/61_retrieve.ipynb #d69aef35
+# %% ../nbs/61_retrieve.ipynb #5f28cd50
 @dataclass(frozen=True)
 class RetrievalConfig:
     "Sizes of the network."
@@ -129,6 +133,7 @@ class RetrievalConfig:
     layers: int = 4            # Of the encoder, and as many of the decoder
     dropout: float = 0.1
     user_buckets: int = 0      # Users share so many vectors, which stand before their histories; 0: none
+    fold: bool = True          # An item is one token, the sum of its codes' vectors and the separator; False: each is one, as in the original
 
     def __post_init__(self):
         if min(self.dim, self.heads, self.layers) < 1 or self.dim % self.heads: raise InputError(f"dim must be a multiple of heads, layers at least 1, got {self}")
@@ -167,10 +172,13 @@ class EncoderDecoderRetrievalModel(nn.Module):
     def __init__(self,
         catalogue: Catalogue,
         config: RetrievalConfig = RetrievalConfig(),
+        counts: Tensor = None,   # (N,) how often each item was met, above 0; None: alike
     ):
         super().__init__()
         self.config, self._catalogue, c = config, catalogue, config
         sizes = catalogue.sizes
+        counts = torch.ones(len(catalogue)) if counts is None else counts
+        self.register_buffer('met', F.pad(counts.double()[catalogue.items.cpu()].cumsum(0), (1, 0)))   # (N+1,) before each item, in the order of tuples
         self.register_buffer('ids', catalogue.ids.clone())
         self.register_buffer('first', torch.tensor([0, *sizes[:-1]]).cumsum(0))     # of each level's rows in `codes`
         self.codes = nn.Embedding(sum(sizes), c.dim)
@@ -180,7 +188,8 @@ class EncoderDecoderRetrievalModel(nn.Module):
         self.decoder = nn.ModuleList(DecoderLayer(c.dim, c.heads, c.dropout) for _ in range(c.layers))
         self.norm, self.drop = nn.RMSNorm(c.dim), nn.Dropout(c.dropout)
         self.heads = nn.ModuleList(nn.Linear(c.dim, k, bias=False) for k in sizes)
-        for p in (self.codes.weight, self.separator, self.opening, *(h.weight for h in self.heads)): nn.init.normal_(p, std=.02)
+        for p in (self.codes.weight, self.separator, self.opening): nn.init.normal_(p, std=.5)
+        for head in self.heads: nn.init.normal_(head.weight, std=.02)
 
     @property
     def catalogue(self) -> Catalogue:
@@ -191,13 +200,13 @@ class EncoderDecoderRetrievalModel(nn.Module):
     def encode(self,
         history: Tensor,      # (B,T) int64 items, -1 after the end, or jagged (B,j)
         user: Tensor = None,  # (B,) int64, where the model has vectors of users
-    ) -> tuple:               # (P,L+1,D) and its layout
+    ) -> tuple:               # (P,n,D), n = 1 or L+1 tokens of each item, the separator last; and its layout
         "Histories as the decoder sees them."
         n = len(self.ids)
         layout = Layout(history, None if self.users is None else n + user % self.config.user_buckets, self.training)
         items = layout.pack(layout.items)
         x = self.codes(self.ids[items.clamp(0, n - 1)] + self.first)
-        x = torch.cat([x, self.separator.expand(len(x), 1, -1)], 1)
+        x = x.sum(1, keepdim=True) + self.separator if self.config.fold else torch.cat([x, self.separator.expand(len(x), 1, -1)], 1)
         if self.users is not None: x = torch.where((items >= n)[:, None, None], self.users((items - n).clamp(0))[:, None], x)
         return self.encoder(x, layout), layout
 
@@ -208,7 +217,7 @@ class EncoderDecoderRetrievalModel(nn.Module):
         if self.users is not None: target = F.pad(target, (1, 0), value=MISSING)
         target = layout.pack(target)
         asked = self.ids[target.clamp(0)].masked_fill(target[:, None] < 0, MISSING)                   # (P,L)
-        y = self.drop(torch.cat([self.opening.expand(len(x), 1, -1), self.codes(asked[:, :-1].clamp(0) + self.first[:-1])], 1))
+        y = self.drop(torch.cat([x[:, -1:] + self.opening, self.codes(asked[:, :-1].clamp(0) + self.first[:-1])], 1))
         at = torch.arange(layout.shape[1], device=x.device)
         bias = self.distances(at.repeat_interleave(y.shape[1])[:, None] - at.repeat_interleave(x.shape[1]))
         for layer in self.decoder: y = layer(y, layer.cross.keys(x, layout), bias, layout)
@@ -217,8 +226,16 @@ class EncoderDecoderRetrievalModel(nn.Module):
         return sum(losses) / joint_count(len(asked), losses[0])
 
     def logits(self, level: int, y: Tensor, prefix: Tensor) -> Tensor:
-        "(n,D) after prefixes (n,l) → (n,K); -inf for codes that no item has there, so that items, not tuples, share what is likely."
-        return self.heads[level](y).float().masked_fill(~self.catalogue.allowed(prefix), -torch.inf)
+        "(n,D) after prefixes (n,l) → (n,K)"
+        return self.heads[level](y).float() + self.log_met(prefix)
+
+    def log_met(self, prefix: Tensor) -> Tensor:
+        "Logarithms (n,K) of how often items were met that begin with (n,l) and each code, -inf where there are none."
+        c, l = self.catalogue, prefix.shape[1]
+        keys, back = to_keys(prefix, c.sizes).unique(return_inverse=True)       # beams and places share their prefixes
+        edges = keys[:, None] * c.sizes[l] + torch.arange(c.sizes[l] + 1, device=keys.device)
+        met = self.met[torch.searchsorted(c.keys, edges * math.prod(c.sizes[l + 1:]))].diff(dim=1)
+        return met.log().float().masked_fill((keys < 0)[:, None], -torch.inf)[back]
 
     @torch.no_grad()
     def generate(self,
@@ -235,20 +252,21 @@ class EncoderDecoderRetrievalModel(nn.Module):
         bias = self.distances((layout.lengths[:, None, None] - 1) - at)                              # (B,H,1,S); what lies behind the end is at -1
         memory, past = [layer.cross.keys(x, layout) for layer in self.decoder], [None] * len(self.decoder)
         rows = torch.arange(layout.shape[0], device=x.device)[:, None]
+        last = layout.pad(x)[rows[:, 0], layout.lengths - 1, -1]
         prefix, scores, missed = rows.new_zeros(len(rows), 1, 0), x.new_zeros(len(rows), 1), x.new_full((len(rows),), -torch.inf)
-        new = self.opening.expand(len(rows), 1, -1)
+        new = (last + self.opening)[:, None]
         for l in range(len(self.heads)):
             for i, layer in enumerate(self.decoder): new, past[i] = layer.step(new, past[i], memory[i], bias)
             likely = self.logits(l, self.norm(new).flatten(0, 1), prefix.flatten(0, 1)).log_softmax(-1).unflatten(0, new.shape[:2])
             likely = likely.masked_fill(likely.isnan(), -torch.inf) + scores[..., None]              # (B,W,K); NaN: beams that are none
-            last = l == len(self.heads) - 1
-            width = min(k if last else beams, likely[0].numel())
+            final = l == len(self.heads) - 1
+            width = min(k if final else beams, likely[0].numel())
             top = likely.flatten(1).topk(min(width + 1, likely[0].numel()))
-            if top.values.shape[1] > width and not last: missed = missed.maximum(top.values[:, width])
+            if top.values.shape[1] > width and not final: missed = missed.maximum(top.values[:, width])
             scores, best = top.values[:, :width], top.indices[:, :width]
             parent, code = best // likely.shape[-1], best % likely.shape[-1]
             prefix = torch.cat([prefix[rows, parent], code[..., None]], -1)
-            if last: break
+            if final: break
             past, new = [tuple(p[rows, parent] for p in pair) for pair in past], self.codes(code + self.first[l])
         items = self.catalogue.lookup(prefix).masked_fill(scores == -torch.inf, MISSING)
         return Found(items, scores, scores[:, -1] >= missed)
