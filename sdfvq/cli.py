@@ -6,7 +6,7 @@
 __all__ = ['console', 'errors', 'app', 'Output', 'Overwrite', 'Model', 'Level', 'voxelize', 'mesh', 'prepare', 'inspect', 'train',
            'encode', 'decode', 'evaluate', 'demo', 'view', 'info', 'main']
 
-# %% ../nbs/70_cli.ipynb #aabc1778
+# %% ../nbs/70_cli.ipynb #f0773f9f
 import sys, time
 from pathlib import Path
 from typing import Annotated, Optional
@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.core import TyperGroup
 
+from .commands import app as later
 from .core import InputError, check_device, check_output
 
 # %% ../nbs/70_cli.ipynb #45d30600
@@ -255,7 +256,7 @@ def evaluate(data: Annotated[list[Path], typer.Argument(help='Folders, lists (.t
     _say('\n'.join(['results:', *(f'  {f}' for f in files)]))
     if out.failed: raise typer.Exit(2)
 
-# %% ../nbs/70_cli.ipynb #bafaadda
+# %% ../nbs/70_cli.ipynb #71c3adfe
 def _print_table(rows):
     table = Table(show_header=False, box=None)
     for name, value in rows: table.add_row(name, str(value))
@@ -301,6 +302,8 @@ def info(file: Annotated[Optional[Path], typer.Argument(help='A token file to te
         table.add_row(name, version, place, '' if gap is None else f'{gap:.0e}', 'equal' if gap is not None else escape(remark))
     console.print(table)
     if not ok: raise typer.Exit(1)
+
+app.add_typer(later)   # what rooms below have to say, under its own names
 
 def main(): app()
 

@@ -75,7 +75,9 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'selftest':  MODELS | {'fastai'},
     'demo':      {'vl', 'retrieve'},
     'vl':        {'retrieve'},
+    'semantic':  {'conv', 'attention', 'vl', 'retrieve'},
     'retrieve':  {'conv', 'attention', 'vl'},
+    'commands':  set(),
     'cli':       set(),
 }
 CORE_NEVER = {'fastai', 'transformers'}                     # `Only` speaks of our modules; core has this besides
