@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOTH', 'MODEL', 'TRAINER', 'ASIDE', 'ONLY', 'MODES', 'PRECISIONS', 'DataConfig', 'TrainerConfig', 'TrainConfig',
-           'typed', 'checked', 'read_config', 'StageConfig', 'Stage', 'stage_plan']
+           'typed', 'checked', 'read_config', 'read_yaml', 'StageConfig', 'Stage', 'stage_plan']
 
 # %% ../nbs/46_config.ipynb #d41eff56
 import math
@@ -114,14 +114,14 @@ def checked(
     values = {k: v if v is None or kind(k) not in (int, float, bool, str, dict) else typed(kind(k), v, f'{what}.{k}') for k, v in given.items()}
     return replace(base, **values) if base else cls(**values)
 
-# %% ../nbs/46_config.ipynb #13824b84
+# %% ../nbs/46_config.ipynb #5b8c80db
 def read_config(
     source=None,         # YAML or JSON file, or the dict in it; None: all defaults
     name: str = '',      # Preset; '': the file's, or "tiny"
     **given,             # Settings of the trainer, whatever the file says; None: the file's
 ) -> TrainConfig:
     "The settings in a file; unknown names are errors."
-    raw = source if isinstance(source, dict) else _read(source) if source else {}
+    raw = source if isinstance(source, dict) else read_yaml(source) if source else {}
     try:
         check_names(raw, ('model', 'models', 'dataset', 'trainer', 'optimizer', 'lr_scheduler', 'used'), 'sections')
         models = raw.get('models') or {'model': raw.get('model') or {}}
@@ -138,11 +138,15 @@ def read_config(
         raise InputError(f"{source}: {e}") if isinstance(source, (str, Path)) else e
     return config
 
-def _read(path):
+def read_yaml(
+    path,                                                 # YAML or JSON
+    what: str = 'sections (model, dataset, trainer)',     # It must hold
+) -> dict:
+    "What the file says."
     try: raw = yaml.safe_load(Path(path).read_text(encoding='utf-8'))      # JSON is YAML, too
     except (OSError, UnicodeDecodeError) as e: raise InputError(f"config {path} cannot be read ({e})") from e
     except yaml.YAMLError as e: raise InputError(f"config {path} is neither YAML nor JSON ({' '.join(str(e).split())[:200]})") from e
-    if not isinstance(raw, dict): raise InputError(f"config {path} must hold sections (model, dataset, trainer), got {type(raw).__name__}")
+    if not isinstance(raw, dict): raise InputError(f"config {path} must hold {what}, got {type(raw).__name__}")
     return raw
 
 def _args(section, what):

@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'GIN', 'NOTHING', 'CUTOFFS', 'RecommendConfig', 'read_recomm
            'read_data', 'train_retrieval', 'settings_of', 'check_items', 'read_items', 'trained', 'Result', 'result',
            'compare', 'table_text', 'recommend']
 
-# %% ../nbs/68_recommend.ipynb #75e604b1
+# %% ../nbs/68_recommend.ipynb #62f70550
 import json, math, zlib
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -28,8 +28,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .baselines import Popularity, SASRec, evaluate_ranker, interval, leave_out, load_sasrec, measures, random_ids, rank_of, save_sasrec
 from .callbacks import Clock, JointGradients, NaNGuard, Precision, Rounds, Schedule, StepProgress
-from .catalogue import Catalogue, resolve
-from .config import _read, checked
+from .catalogue import Catalogue
+from .config import checked, read_yaml
 from .core import MISSING, InputError, atomic_write
 from .interactions import Interactions, read_interactions, text_vectors
 from .learner import ShapeLearner
@@ -37,10 +37,11 @@ from .quantizer import processes
 from .retrieve import EncoderDecoderRetrievalModel, RetrievalConfig, load_retriever, save_retriever
 from .rqvae import ResidualKMeans
 from .runs import Board, Checkpoints, RunFolder, RunLog
+from .semantic import Items, SemanticIdTokenizer
 from .train import Stopped, auto_precision, endless, join_processes, stop_on_sigterm
 from .weights import check_names
 
-# %% ../nbs/68_recommend.ipynb #6f77d898
+# %% ../nbs/68_recommend.ipynb #e9481339
 KINDS = 'ours', 'sasrec', 'random'   # random: our network with ids that say nothing
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def read_recommend(
     **given,      # Settings, whatever the file says; None: the file's
 ) -> tuple:       # RecommendConfig, names that have nothing to set here
     "The settings in a file; unknown names are errors."
-    raw, out, aside = (_read(source) if isinstance(source, (str, Path)) else source) or {}, {}, []
+    raw, out, aside = (read_yaml(source, 'settings') if isinstance(source, (str, Path)) else source) or {}, {}, []
     raw = {k.removeprefix('train.'): v for k, v in raw.items() if k not in ('train', 'used')} | (raw.get('train') or {})
     check_names(raw, {f.name for f in fields(RecommendConfig)} | GIN.keys() | NOTHING | {'attn_layers'}, 'recommender settings')
     for k, v in raw.items():
@@ -186,32 +187,34 @@ class HeldOut:
             last = torch.arange(history.shape[1]) == (history >= 0).sum(1, keepdim=True) - 1
             yield tuple(x.to(self.device) for x in (history, came[:, None].where(last, -1), user, came))
 
-# %% ../nbs/68_recommend.ipynb #58aa9df5
+# %% ../nbs/68_recommend.ipynb #9d6c7145
 def item_ids(
+    names: list,     # N
     vectors,         # (N,D) float32
     num_codes: int,  # K of every level
     depth: int,      # L
-    seed: int = 0,
-) -> Catalogue:
+) -> SemanticIdTokenizer:
     "Ids by residual k-means; an item whose tuple is taken gets the nearest that is free."
-    x = torch.as_tensor(vectors)
-    q = ResidualKMeans(input_dim=x.shape[1], num_codes=num_codes, depth=depth, standardise=False).eval()   # directions in which little varies stay small
-    q.start(x, seed=seed)
-    room = min(256, num_codes**depth)
-    return Catalogue(resolve(q.semantic_ids(x), num_codes, lambda lost: q.nearest(x[lost], room)), num_codes, 'residual k-means')
+    items = Items(names, torch.as_tensor(vectors))
+    q = ResidualKMeans(input_dim=items.vectors.shape[1], num_codes=num_codes, depth=depth, standardise=False)   # directions in which little varies stay small
+    q.start(items.vectors)
+    return SemanticIdTokenizer.make(q.eval(), items)
 
 def find_ids(
     data: Interactions,
     config: RecommendConfig,
-    ids=None,                # .safetensors of a catalogue, .npy (N,L) of different tuples; None: made from the items' vectors or texts
+    ids=None,                # Run of `sdfvq rqvae`, which knows items by name; .safetensors of a catalogue, .npy (N,L) of different tuples; None: from vectors or texts
 ) -> tuple:                  # Catalogue, how it came about
     "The ids of the items, in their order."
     n = len(data.names)
     if ids is None:
         if data.vectors is None and not any(data.text): raise InputError("items have neither vectors nor texts: give their ids with --ids, or vectors.npy beside the events")
         vectors, how = (data.vectors.astype(np.float32), 'vectors of the data') if data.vectors is not None else text_vectors(data.text, min(128, n))
-        return item_ids(vectors, config.num_codes, config.depth), f'residual k-means of {how}'
+        return item_ids(data.names.tolist(), vectors, config.num_codes, config.depth).catalogue, f'residual k-means of {how}'
     ids = Path(ids)
+    if ids.is_dir():
+        tok = SemanticIdTokenizer.load(ids)
+        return Catalogue(tok.ids(data.names.tolist()), tok.catalogue.sizes, tok.catalogue.source), f'{ids.name} {tok.catalogue.fingerprint}'
     try: found = Catalogue.load(ids) if ids.suffix == '.safetensors' else Catalogue(torch.from_numpy(np.load(ids, allow_pickle=False)), config.num_codes, ids.name)
     except (OSError, ValueError, TypeError) as e: raise InputError(f"ids {ids}: {e}") from e
     if len(found) != n: raise InputError(f"ids {ids} are of {len(found):,} items, the data has {n:,}: make them for these items, in this order (items.json of the run)")

@@ -48,7 +48,7 @@ class Channels(Units):
 
     def _squares(self, x): return x.square().sum(0, dtype=torch.float64)
 
-# %% ../nbs/32_rqvae.ipynb #57ccfa71
+# %% ../nbs/32_rqvae.ipynb #af305113
 @dataclass(frozen=True)
 class RqVaeConfig:
     "What decides the shape of a model, and how it learns."
@@ -124,10 +124,10 @@ class ItemQuantizer(nn.Module):
         self.units = Channels(self.real) if c.standardise else None
         self.quantizer = ResidualVQ(c.num_codes, c.dim, c.depth, c.shared, c.decay or None, c.estimator, c.revive_every)
 
-    def _there(self, x):
+    def there(self, x: Tensor) -> Tensor:
         return x if self.units is None else torch.cat([self.units.there(x[:, :self.real]), x[:, self.real:]], 1)
 
-    def _back(self, y):
+    def back(self, y: Tensor) -> Tensor:
         return y if self.units is None else torch.cat([self.units.back(y[..., :self.real]), y[..., self.real:]], -1)
 
     def embed(self,
@@ -135,7 +135,7 @@ class ItemQuantizer(nn.Module):
     ) -> Tensor:    # (N,C)
         "What is quantized."
         check_shape(x, f'N {self.config.input_dim}', 'x')
-        return self.encoder(self._there(x.float()))
+        return self.encoder(self.there(x.float()))
 
     def forward(self,
         x: Tensor,  # (N,D) vectors; categorical channels last
@@ -144,20 +144,20 @@ class ItemQuantizer(nn.Module):
         c = self.config
         if self.units is not None and self.quantizer.learning: self.units.follow(finite_rows(x.detach().float())[:, :self.real])
         q, ids, losses = self.quantizer(self.embed(x))
-        y, want = self.decoder(q), self._there(x.float())
+        y, want = self.decoder(q), self.there(x.float())
         parts = dict(recon=gap(y[:, :self.real], want[:, :self.real]) * self.real)
         if c.categorical:
             said = F.binary_cross_entropy_with_logits(y[:, self.real:], want[:, self.real:], reduction='sum')
             parts['categorical'] = said / joint_count(len(x), y)
         parts |= {k: v * c.dim for k, v in losses.items()}
         norms = self.quantizer.tables().detach().norm(dim=-1).expand(c.depth, -1)
-        return ItemCodes(self._back(y), q, ids, {k: v / c.input_dim for k, v in parts.items()}, norms.gather(1, ids.T).mean(1), c.num_codes)
+        return ItemCodes(self.back(y), q, ids, {k: v / c.input_dim for k, v in parts.items()}, norms.gather(1, ids.T).mean(1), c.num_codes)
 
     def decode(self,
         indices: Tensor,  # (...,l) int64: the first l levels, at least one
     ) -> Tensor:          # (...,D) in the inputs' units; probabilities where they are categorical
         "The vector that a tuple stands for, or the beginning of one."
-        y = self._back(self.decoder(self.quantizer.decode(indices)))
+        y = self.back(self.decoder(self.quantizer.decode(indices)))
         return torch.cat([y[..., :self.real], y[..., self.real:].sigmoid()], -1)
 
     @torch.no_grad()

@@ -76,6 +76,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'selftest':  MODELS | {'fastai'},
     'demo':      {'vl', 'retrieve'},
     'vl':        {'retrieve'},
+    'semantic':  {'conv', 'attention', 'vl', 'retrieve'},
     'retrieve':  {'conv', 'attention', 'vl'},
     'baselines': {'conv', 'attention', 'vl'},
     'recommend': {'conv', 'attention', 'vl'},
