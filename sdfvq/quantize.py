@@ -19,7 +19,7 @@ from .fsq import FSQ
 from .ops import nearest_code
 from .quantizer import ESTIMATORS, Quantizer, as_first, gap, gumbel, joint
 
-# %% ../nbs/30_quantize.ipynb #ce283b2b
+# %% ../nbs/30_quantize.ipynb #d8dc2ce7
 DEAD = 0.2   # share of a code's fair part below which it is moved
 
 class VectorQuantizer(Quantizer):
@@ -80,7 +80,7 @@ class VectorQuantizer(Quantizer):
         fixed, given = tables.detach(), x.detach()
         def pick(rest, codes):
             if not (self.training and self.estimator == 'gumbel'): return nearest_code(rest, codes)
-            table = (tables if self.decay is None else fixed)[len(soft) % len(tables)]
+            table = (tables if self.decay is None else fixed.clone())[len(soft) % len(tables)]     # codes with a decay move before backward reads them
             near, mean = gumbel(x - (given - rest), table, self.temperature)
             soft.append(mean)
             return near

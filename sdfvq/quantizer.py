@@ -72,7 +72,7 @@ def draw(
     out[mine.to(x.device)] = x[at[mine].to(x.device)]
     return joint(out)   # every row comes from one process, the others add zeros: exact
 
-# %% ../nbs/26_quantizer.ipynb #22c413c3
+# %% ../nbs/26_quantizer.ipynb #5f1a4179
 class Units(nn.Module):
     "Running mean of each channel and one running scale; `there` standardises, `back` undoes it."
     def __init__(self, dim: int):
@@ -87,11 +87,13 @@ class Units(nn.Module):
         "Takes in the joint batch; an empty one changes nothing."
         n = joint(torch.tensor(float(len(x)), device=x.device, dtype=torch.float64))
         mean = joint(x.sum(0, dtype=torch.float64)) / n.clamp(min=1)
-        var = joint((x - mean.float()).square().sum(dtype=torch.float64)) / (n.clamp(min=1) * x.shape[1])
+        var = joint(self._squares(x - mean.float())) / n.clamp(min=1)
         self.steps += (n > 0)
         weight = (n > 0) * (weight or (1 / self.steps.clamp(min=1)).clamp(min=.01))
         self.mean.lerp_(mean.float(), weight.float())
         self.var.lerp_(var.float(), weight.float())
+
+    def _squares(self, x): return x.square().sum(dtype=torch.float64) / x.shape[1]
 
     @property
     def scale(self): return self.var.sqrt().clamp(min=1e-6)
