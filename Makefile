@@ -13,7 +13,7 @@ NATIVE := setup.py settings.ini pyproject.toml $(shell find csrc -type f)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo dev test test-browser sync docs readme lock clean
+.PHONY: help demo dev test test-browser sync docs pages readme lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):.*## */make \1\t/' | expand -t 20
@@ -40,6 +40,9 @@ sync: dev  ## clean the notebooks, then export them and remake the README
 
 docs: dev  ## the site, in _docs/
 	$(BIN)/python tools/docs.py
+
+pages: dev  ## run tutorials and explanations again, for the pictures they show
+	OMP_NUM_THREADS=1 $(BIN)/python tools/run.py
 
 readme: dev  ## README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py
@@ -68,6 +71,7 @@ $(VENV)/.run: requirements/run.txt $(VENV)/.torch
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.run
 	$(PIP) --no-deps -r $<
+	@if git rev-parse --git-dir >/dev/null 2>&1; then $(BIN)/nbdev_install_hooks || echo "without hooks of nbdev"; fi  # notebooks cleaned on save, merged cell by cell
 	@touch $@
 
 $(VENV)/.installed: $(NATIVE) $(VENV)/.run

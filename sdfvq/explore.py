@@ -202,7 +202,7 @@ def token_steps(
         return tokens.coords, tokens.indices[:, d - 1], tokens.size, tokens.transform
     return [(f"depth {d}, {tokens.cut(d).nbytes:,} bytes", at(d)) for d in range(1, tokens.indices.shape[1] + 1)]
 
-# %% ../nbs/53_explore.ipynb #056347e8
+# %% ../nbs/53_explore.ipynb #91f80852
 class Watch:
     "The picture of a training, as `image()`; `history` has (step, values by name) of each round."
     def __init__(self, learner, path=None):
@@ -253,9 +253,14 @@ class Watch:
         axes[1].set_ylim(0, 1.02)
         right = axes[1].twinx()
         line(right, 'perplexity', marker='.', color='C1')
+        right.set_ylim(bottom=0)
         for ax, title in zip(axes, ('loss', 'codes in use', '')): ax.set_title(title); ax.set_xlabel('step' * bool(title))
         if any(x > 0 for x in losses): axes[0].set_yscale('log')
-        axes[0].legend(frameon=False); axes[1].legend(handles=[*axes[1].lines, *right.lines], frameon=False)
+        axes[0].legend(frameon=False)
+        if self.history and not self._told() & {'usage', 'perplexity'}:
+            for ax in (axes[1], right): ax.set_axis_off()
+            axes[1].text(.5, .5, 'no codes in this stage', ha='center', transform=axes[1].transAxes)
+        else: axes[1].legend(handles=[*axes[1].lines, *right.lines], frameon=False)
         axes[2].imshow(np.asarray(picture(self.sample(), size=320))); axes[2].axis('off')
         canvas.draw()
         from PIL import Image

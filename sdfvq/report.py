@@ -13,7 +13,7 @@ import numpy as np
 from .core import atomic_write, check_output
 from .view import camera_axes, k3d_plot, render, thinned, unit_panels
 
-# %% ../nbs/14_report.ipynb #569ef4cd
+# %% ../nbs/14_report.ipynb #39faf0fa
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>$title</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob:;
@@ -49,7 +49,7 @@ require(['k3d'], lib => {
     const k = await lib.CreateK3DAndLoadBinarySnapshot(_base64ToArrayBuffer(scenes[scenes.length - 1]), box)
     plots.push(k)
     if (slider) {
-      const [said, made] = stage.parentNode.querySelectorAll('output, small'), words = JSON.parse(slider.dataset.steps)
+      const [said, made] = ['output', 'small'].map(tag => stage.parentNode.querySelector(tag)), words = JSON.parse(slider.dataset.steps)
       slider.disabled = false
       slider.oninput = () => { k.setSnapshot(scenes[+slider.value]); [said.value, made.textContent] = words[+slider.value]; k.render() }
     }

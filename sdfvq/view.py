@@ -207,7 +207,7 @@ def _frame(panels, axes):
     lo, hi = np.min([p.min(0) for p in flat], 0), np.max([p.max(0) for p in flat], 0)
     return max((hi - lo).max() / 2, 1e-9), (lo + hi) / 2
 
-# %% ../nbs/13_view.ipynb #22ea4d7a
+# %% ../nbs/13_view.ipynb #ed7f1aa7
 def picture(
     panels,                  # A drawable thing, a list of them, or {title: thing}
     path=None,               # PNG file to write, or None
@@ -234,8 +234,8 @@ def picture(
         say = lambda x, y, text, **how: fig.text((i + x) / len(panels), y / high, text, va='center', fontsize=.028 * size, **dict(color='.15') | how)
         say(.5, high - .6 * head, title, ha='center', color='.45' if not len(d.faces) else '.15')
         if not d.legend: continue
-        fig.figimage(_ramp(d.legend.colors, size // 3, max(foot // 4, 1)), i * size + size // 3, foot * 2 // 5)
-        say(.31, foot / 2, d.legend.low, ha='right'); say(.69, foot / 2, d.legend.high, ha='left')
+        fig.figimage(_ramp(d.legend.colors, size // 4, max(foot // 4, 1)), i * size + size * 7 // 25, foot * 2 // 5)
+        say(.26, foot / 2, d.legend.low, ha='right'); say(.55, foot / 2, d.legend.high, ha='left')
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
     if path is not None:

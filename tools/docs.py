@@ -101,6 +101,8 @@ def shown(cell):
     text = '\n\n'.join(o.data['text/markdown'] for o in cell.get('outputs', []) if 'text/markdown' in o.get('data', {}))
     if text and re.search(r'^#\|\s*echo:\s*false', cell.source, re.M):
         cell = nbformat.v4.new_markdown_cell(re.sub(r'\[source\]\(([^)]*)\)\{[^}]*\}', r'<a class="doc-source" href="\1">source</a>', text))
+    if said := re.search(r'^#\|\s*fig-alt:\s*"(.*)"', cell.source, re.M):                  # as quarto has it
+        for o in cell.get('outputs', []): o.setdefault('metadata', {})['image/png'] = dict(alt=said[1])
     cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M) if cell.cell_type == 'code' else cell.source
     return cell
 
@@ -178,7 +180,7 @@ def broken_links():
             to = (page.parent/file).resolve() if file else page
             if not to.exists() or anchor and to in anchors and anchor not in anchors[to]: yield f'{name}: {target}'
         for img in re.findall(r'<img[^>]*>', html):
-            if not re.search(r'\balt="[^"]+"', img): yield f'{name}: a picture without a description (alt): {img[:80]}'
+            if not re.search(r'\balt="(?!No description)[^"]+"', img): yield f'{name}: a picture without a description (alt): {img[:80]}'
 
 def main():
     os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT/'tools'), *filter(None, [os.environ.get('PYTHONPATH')])])   # the renderer of settings.ini
