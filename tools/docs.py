@@ -9,6 +9,8 @@ from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 from pygments.formatters import HtmlFormatter
 
+from sdfvq import _PUBLIC
+
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT/'_docs'
 ROOM = {'0': 'Foundation', '1': 'Shapes', '2': 'Sparse tensors', '3': 'Models', '4': 'Data and training',
@@ -208,6 +210,7 @@ def main():
                            project=cfg.title, repo=cfg.git_url, up='../' * page.count('/'))
         (SITE/page).parent.mkdir(parents=True, exist_ok=True)
         (SITE/page).write_text(relink(html, page, source, pages, anchors, cfg), encoding='utf-8')
+    found.sort(key=lambda row: row[0] != f'{_PUBLIC.get(row[3])}.html')                  # of names that are twice, the public one first
     (SITE/'search.js').write_text(SEARCH, encoding='utf-8')
     (SITE/'pages.js').write_text(f'const PAGES = {json.dumps(found, ensure_ascii=False)}', encoding='utf-8')
     broken = list(broken_links())
