@@ -13,10 +13,10 @@ NATIVE := setup.py settings.ini pyproject.toml $(shell find csrc -type f)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo dev test sync docs readme lock clean
+.PHONY: help demo dev test test-browser sync docs pages readme lock clean
 
 help:  ## this list
-	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/^([a-z]+):.*## */make \1\t/' | expand -t 14
+	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):.*## */make \1\t/' | expand -t 20
 
 demo: $(VENV)/.installed  ## a mesh to tokens and back, results in demo/; MESH=path takes your mesh
 	$(BIN)/sdfvq demo $(if $(MESH),"$(MESH)") -o demo --overwrite
@@ -27,7 +27,11 @@ dev: $(VENV)/.dev $(VENV)/.installed  ## the locked environment in .venv and an 
 test: dev  ## notebooks clean, library in step, notebook cells, tests/
 	$(BIN)/python tools/check.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --do_print
-	$(BIN)/python -m pytest tests/
+	$(BIN)/python -m pytest tests/ -m "not browser"
+	@echo "left out: pages in a real browser (make test-browser), cells that are slow or need a GPU (see CONTRIBUTING)"
+
+test-browser: docs  ## the site and the viewer in a real headless Chromium; pictures in _screenshots/
+	$(BIN)/python -m pytest tests/test_browser.py
 
 sync: dev  ## clean the notebooks, then export them and remake the README
 	$(BIN)/nbdev_clean
@@ -37,6 +41,9 @@ sync: dev  ## clean the notebooks, then export them and remake the README
 docs: dev  ## the site, in _docs/
 	$(BIN)/python tools/docs.py
 
+pages: dev  ## run tutorials and explanations again, for the pictures they show
+	OMP_NUM_THREADS=1 $(BIN)/python tools/run.py
+
 readme: dev  ## README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py
 
@@ -44,7 +51,7 @@ lock:  ## remake requirements/ from the ranges in settings.ini
 	$(PYTHON) tools/lock.py
 
 clean:  ## remove all that make has made, except results in demo/
-	rm -rf $(VENV) _docs _proc build dist *.egg-info sdfvq/_C*.so sdfvq/_cuda*.so .pytest_cache
+	rm -rf $(VENV) _docs _proc _screenshots build dist *.egg-info sdfvq/_C*.so sdfvq/_cuda*.so .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installation, a stamp file per step: only what changed is done again.
@@ -64,6 +71,7 @@ $(VENV)/.run: requirements/run.txt $(VENV)/.torch
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.run
 	$(PIP) --no-deps -r $<
+	@if git rev-parse --git-dir >/dev/null 2>&1; then $(BIN)/nbdev_install_hooks || echo "without hooks of nbdev"; fi  # notebooks cleaned on save, merged cell by cell
 	@touch $@
 
 $(VENV)/.installed: $(NATIVE) $(VENV)/.run

@@ -6,8 +6,8 @@
 __all__ = ['console', 'errors', 'app', 'Output', 'Overwrite', 'WEIGHTS', 'Model', 'Level', 'voxelize', 'mesh', 'prepare',
            'inspect', 'train', 'encode', 'decode', 'evaluate', 'demo', 'view', 'info', 'main']
 
-# %% ../nbs/70_cli.ipynb #f0773f9f
-import sys, time
+# %% ../nbs/70_cli.ipynb #798336d2
+import sys, tempfile, time
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -257,7 +257,7 @@ def evaluate(data: Annotated[list[Path], typer.Argument(help='Folders, lists (.t
     _say('\n'.join(['results:', *(f'  {f}' for f in files)]))
     if out.failed: raise typer.Exit(2)
 
-# %% ../nbs/70_cli.ipynb #007e3f60
+# %% ../nbs/70_cli.ipynb #a21ff344
 def _print_table(rows):
     table = Table(show_header=False, box=None)
     for name, value in rows: table.add_row(name, str(value))
@@ -273,16 +273,26 @@ def demo(mesh: Annotated[Optional[Path], typer.Argument(help='Your mesh; by defa
     _say('\n'.join(['results:', *(f'  {f}' for f in files)]))
 
 @app.command()
-def view(files: Annotated[list[Path], typer.Argument(help='Meshes, SDFs (.npz), token files (.s3d).')], output: Output,
-         model: Annotated[Optional[Path], typer.Option(*WEIGHTS, help='Decodes token files; without it they are shown as places, a colour for each code.')] = None,
+def view(files: Annotated[list[Path], typer.Argument(help='Meshes, SDFs (.npz), token files (.s3d).')],
+         output: Annotated[Optional[Path], typer.Option('-o', '--output', help='HTML page to write; without it a new one is opened in the browser.')] = None,
+         model: Annotated[Optional[Path], typer.Option(*WEIGHTS, help='Decodes token files, at every depth; without it their places are shown, a colour for each code.')] = None,
+         compare: Annotated[bool, typer.Option('--compare', help='Two shapes, input and reconstruction: each is coloured by its distance to the other.')] = False,
+         voxel: Annotated[Optional[float], typer.Option(help='Edge of a voxel in the input\'s units: --compare measures in voxels.')] = None,
          up: Annotated[str, typer.Option(help='Axis that points up: y or z.')] = 'y', overwrite: Overwrite = False):
-    "Meshes, fields and tokens side by side on one page (.html), to turn."
+    "Meshes, fields and tokens side by side on one page (.html), to turn; a slider takes tokens through their depths."
+    from sdfvq.explore import error_maps, token_steps
     from sdfvq.report import report
     from sdfvq.tokenizer import ShapeTokenizer, load_shape
-    check_output(output, overwrite)
+    from sdfvq.tokens import ShapeTokens, is_tokens
+    if compare and len(files) != 2: raise InputError(f'--compare takes two files, got {len(files)}')
+    page = output or Path(tempfile.mkdtemp(prefix='sdfvq-'))/'view.html'
+    check_output(page, overwrite)
     tok = ShapeTokenizer.from_pretrained(model) if model else None
-    report(output, [load_shape(f, tok) for f in files], titles=[f.name for f in files], title=', '.join(f.name for f in files), up=up, overwrite=overwrite)
-    _say(f'{output}: {len(files)} to turn')
+    if compare: panels = list(error_maps(*(load_shape(f, tok) for f in files), voxel).values())
+    else: panels = [token_steps(ShapeTokens.load(f), tok) if is_tokens(f) else load_shape(f) for f in files]
+    report(page, panels, titles=[f.name for f in files], title=', '.join(f.name for f in files), up=up, overwrite=overwrite)
+    _say(f'{page}: {len(files)} to turn')
+    if not output: typer.launch(str(page))
 
 @app.command()
 def info(file: Annotated[Optional[Path], typer.Argument(help='A token file to tell of; without it: of this installation.')] = None):

@@ -13,7 +13,7 @@ import numpy as np
 from .core import atomic_write, check_output
 from .view import camera_axes, k3d_plot, render, thinned, unit_panels
 
-# %% ../nbs/14_report.ipynb #f4ee29aa
+# %% ../nbs/14_report.ipynb #39faf0fa
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>$title</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob:;
@@ -28,6 +28,8 @@ figure { margin: 0; min-width: 0 } figcaption { margin-top: .5rem; font-weight: 
 small, .hint { color: var(--soft); font-weight: 400; font-size: .85rem } .hint { margin: .75rem 0 2.5rem }
 .stage { position: relative; aspect-ratio: 1; border-radius: .6rem; overflow: hidden; background: var(--stage); cursor: grab }
 .stage > * { position: absolute; inset: 0; width: 100%; height: 100% }
+figcaption label { display: flex; gap: .75em; align-items: center; font-weight: 400; font-size: .9rem } figcaption input { flex: 1; accent-color: #0b5fa5 } output { min-width: 6em }
+.legend { display: block; font-weight: 400; font-size: .85rem; color: var(--soft); margin-top: .25rem }
 table { border-collapse: collapse; min-width: min(40rem, 100%); font-variant-numeric: tabular-nums } h2 { font-size: 1.1rem; font-weight: 600; margin: 2.5rem 0 .5rem }
 th, td { padding: .5rem 0; border-bottom: 1px solid var(--line); text-align: left; font-weight: 400; vertical-align: baseline }
 th { color: var(--soft); padding-right: 2rem; overflow-wrap: anywhere } td { text-align: right; overflow-wrap: break-word } td + td { padding-left: 1.5rem }
@@ -43,8 +45,14 @@ require(['k3d'], lib => {
   document.querySelectorAll('.stage[data-scene]').forEach(async stage => {
     const still = stage.firstChild, box = stage.appendChild(document.createElement('div'))
     box.style.opacity = 0
-    const k = await lib.CreateK3DAndLoadBinarySnapshot(_base64ToArrayBuffer(stage.dataset.scene), box)
+    const scenes = stage.dataset.scene.split(' '), slider = stage.parentNode.querySelector('input')
+    const k = await lib.CreateK3DAndLoadBinarySnapshot(_base64ToArrayBuffer(scenes[scenes.length - 1]), box)
     plots.push(k)
+    if (slider) {
+      const [said, made] = ['output', 'small'].map(tag => stage.parentNode.querySelector(tag)), words = JSON.parse(slider.dataset.steps)
+      slider.disabled = false
+      slider.oninput = () => { k.setSnapshot(scenes[+slider.value]); [said.value, made.textContent] = words[+slider.value]; k.render() }
+    }
     for (const e of ['pointerenter', 'pointerdown', 'wheel']) stage.addEventListener(e, () => moved = k, true)
     stage.addEventListener('dblclick', () => { moved = null; all(o => o.setCamera(home)) })
     k.on(k.events.CAMERA_CHANGE, c => { if (moved === k) all(o => o === k || o.setCamera(c)) })
@@ -53,7 +61,7 @@ require(['k3d'], lib => {
 })
 </script></body></html>"""
 
-# %% ../nbs/14_report.ipynb #9967ca76
+# %% ../nbs/14_report.ipynb #e61d8995
 def _cell(value):
     "A value of the table in words."
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool): return f"{value:,}"
@@ -65,7 +73,7 @@ def _table(rows):
 
 def report(
     path,                     # HTML file to write
-    panels,                   # List of drawable things, or {title: thing}
+    panels,                   # List of drawable things, or {title: thing}; a thing may be [(step, thing), ...], a slider's, the last shown first
     table=(),                 # Rows (name, value, ...) of results, or {heading: rows} for several tables
     title: str = "sdfvq",     # Heading of the page
     titles=None,              # One per panel
@@ -79,17 +87,29 @@ def report(
     from PIL import Image
     path, axes, figures = check_output(path, overwrite), camera_axes(up), []
     b64 = lambda data: base64.b64encode(data).decode()
-    panels = unit_panels(panels, titles, shared)
-    for name, d in panels:
-        thin, png = thinned(d, max_faces), io.BytesIO()
+    if hasattr(panels, 'keys'): panels, titles = list(panels.values()), list(panels)
+    stacks = [p if isinstance(p, list) else [('', p)] for p in (panels if isinstance(panels, list) else [panels])]
+    names = [t for t, stack in zip(titles or [''] * len(stacks), stacks, strict=True) for _ in stack]
+    flat = iter(unit_panels([thing for stack in stacks for _, thing in stack], names, shared))
+    for stack in stacks:
+        steps = [(step, *next(flat)) for step, _ in stack]
+        thin, png, (_, name, d) = [thinned(d, max_faces) for _, _, d in steps], io.BytesIO(), steps[-1]
         Image.fromarray(render(d, axes, 240 * .97, np.zeros(2), 480)).save(png, 'PNG', optimize=True)
-        plot = k3d_plot([("", thin)], up)
-        scene = f' data-scene="{b64(plot.get_binary_snapshot(9, []))}"' if len(d.faces) else ""
-        figures.append(f'<figure><div class="stage"{scene}><img alt="{html.escape(name)}" src="data:image/png;base64,{b64(png.getvalue())}">'
-                       f'</div><figcaption>{html.escape(name)}<small>{thin.caption}</small></figcaption></figure>')
+        plots = [k3d_plot([("", t)], up) for t in thin]
+        scene = ' '.join(b64(p.get_binary_snapshot(9, [])) for p in plots) if any(len(t.faces) for t in thin) else ''
+        figures.append(f'<figure><div class="stage"{scene and f" data-scene={chr(34)}{scene}{chr(34)}"}><img alt="{html.escape(name)}" src="data:image/png;base64,{b64(png.getvalue())}">'
+                       f'</div><figcaption>{html.escape(name)}<small>{thin[-1].caption}</small>{_slider([s for s, *_ in steps], thin)}'
+                       f'{f"<span class=legend>{d.legend.html()}</span>" if d.legend else ""}</figcaption></figure>')
     tables = table if hasattr(table, 'keys') else {'': table}
-    fill = dict(title=html.escape(title), panels="".join(figures), camera=json.dumps(plot.camera), least=f"{least}rem",
+    fill = dict(title=html.escape(title), panels="".join(figures), camera=json.dumps(plots[-1].camera), least=f"{least}rem",
                 tables="".join((f'<h2>{html.escape(head)}</h2>' if head else '') + _table(rows) for head, rows in tables.items()),
-                k3d="".join(re.findall(r"<script.*?</script>", plot.get_snapshot(9).split("<body>")[0], re.S)))
+                k3d="".join(re.findall(r"<script.*?</script>", plots[-1].get_snapshot(9).split("<body>")[0], re.S)))
     with atomic_write(path) as tmp: tmp.write_text(re.sub(r"\$(\w+)", lambda m: fill.get(m[1], m[0]), _PAGE), encoding="utf-8")
     return path
+
+def _slider(steps, drawables):
+    "That of a panel of several steps; it waits for its scene."
+    if len(steps) == 1: return ''
+    words = html.escape(json.dumps([(step, d.caption) for step, d in zip(steps, drawables)]))
+    return (f'<label><input type="range" max="{len(steps) - 1}" value="{len(steps) - 1}" data-steps="{words}" aria-label="step" disabled>'
+            f'<output>{html.escape(steps[-1])}</output></label>')

@@ -92,7 +92,7 @@ CORE_NEVER = {'fastai', 'transformers'}                     # `Only` speaks of o
 ALONE = {'transformers': {'vl'}, 'peft': {'vl'},            # package: the only modules that import it
          'spconv': {'conv'}, 'torchsparse': {'conv'}}
 LATE = {('ops', 'kernels'), ('ops', 'nearest'), ('ops', 'norm'), ('ops', 'cuda'), ('kernels', 'hopper'),   # loads of a later room, by name at the first CUDA call
-        ('voxelize', 'compact')}                                                                     # or at the first such file
+        ('voxelize', 'compact'), ('view', 'explore')}                                                # or at the first such file, the first sparse tensor to draw
 FREE = {'_C', '_cuda'}                                      # the extensions are no rooms
 
 def number(source):

@@ -1,0 +1,66 @@
+"""What stands on an API page for each function and class: its signature, and its arguments in a table (settings.ini names it as `renderer`)."""
+import inspect
+
+from fastcore.docments import docments
+from nbdev.doclinks import NbdevLookup
+
+def said(annotation):
+    "A type as one writes it."
+    if annotation is inspect.Parameter.empty or annotation is None: return ''
+    if isinstance(annotation, str): return annotation
+    return annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, '__args__') else str(annotation).replace('typing.', '')
+
+def cell(text): return ' '.join(str(text or '').split()).replace('|', '\\|')
+
+def code(text): return f'`{cell(text)}`' if text else ''
+
+def parameters(thing):
+    "Of a function, method or class, without self."
+    try: found = inspect.signature(thing)
+    except (ValueError, TypeError): return [], ''
+    return [p for name, p in found.parameters.items() if name not in ('self', 'cls')], said(found.return_annotation if found.return_annotation is not found.empty else '')
+
+def signature(name, thing):
+    "`name(a, b=1)`, defaults as they are, over several lines if it is long."
+    args, _ = parameters(thing)
+    stars = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
+    words = [stars.get(p.kind, '') + p.name + ('' if p.default is p.empty else f'={default(p)}') for p in args]
+    line = f"{name}({', '.join(words)})"
+    return f'```python\n{line}\n```' if len(line) < 90 else f'```python\n{name}(\n' + ''.join(f'    {w},\n' for w in words) + ')\n```'
+
+def default(p):
+    text = getattr(p.default, '__name__', None) or repr(p.default)
+    return text if len(text) < 40 else '…'
+
+def table(thing):
+    "Arguments with type, default and comment, and what comes back; nothing where no comment was written."
+    args, returns = parameters(thing)
+    try: comments = docments(thing)
+    except Exception: comments = {}                  # no source: a builtin, or made by an enum
+    # Names without backticks: nbdev would link them to whatever function is called so.
+    rows = [(f'<code>{p.name}</code>', code(said(p.annotation)), '' if p.default is p.empty else code(default(p)), cell(comments.get(p.name))) for p in args]
+    back = cell(comments.get('return'))
+    if back or returns not in ('', 'None'): rows.append(('*returns*', code(returns), '', back))
+    if not any(r[1] or r[3] for r in rows): return ''
+    return '\n'.join(['| argument | type | default | |', '|---|---|---|---|', *('| ' + ' | '.join(r) + ' |' for r in rows)])
+
+def methods(cls):
+    "Name and function of the public methods and properties that a class itself defines and documents."
+    for name, thing in vars(cls).items():
+        thing = getattr(thing, '__func__', getattr(thing, 'fget', thing))
+        if not name.startswith('_') and inspect.isfunction(thing) and thing.__doc__: yield name, thing, isinstance(vars(cls)[name], property)
+
+class Renderer:
+    "What `show_doc` shows."
+    def __init__(self, sym, name=None, title_level=3): 
+        self.sym, self.level = sym, title_level
+        self.name = name or getattr(sym, '__qualname__', None) or getattr(sym, '_name', str(sym))   # a custom op of torch has but the latter
+    def _repr_markdown_(self):
+        source = NbdevLookup().code(f'{getattr(self.sym, "__module__", "")}.{self.name}')
+        link = [f'[source]({source}){{target="_blank" style="float:right; font-size:smaller"}}'] if source else []
+        out = ['---', *link, f"{'#' * self.level} {self.name}", signature(self.name, self.sym), inspect.getdoc(self.sym) or '', table(self.sym)]
+        if inspect.isclass(self.sym):
+            for name, f, is_property in methods(self.sym):
+                out += [f"{'#' * (self.level + 1)} {self.name}.{name}", '' if is_property else signature(name, f), inspect.getdoc(f), '' if is_property else table(f)]
+        return '\n\n'.join(filter(None, out))
+    __repr__ = _repr_markdown_
