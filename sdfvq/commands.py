@@ -5,14 +5,12 @@
 # %% auto #0
 __all__ = ['app', 'console', 'errors', 'say', 'rqvae', 'similar']
 
-# %% ../nbs/69_commands.ipynb #5f65130b
+# %% ../nbs/69_commands.ipynb #a0a21a31
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
-
-from .core import InputError
 
 # %% ../nbs/69_commands.ipynb #b0d6cdc0
 app = typer.Typer()
