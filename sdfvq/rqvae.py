@@ -48,7 +48,7 @@ class Channels(Units):
 
     def _squares(self, x): return x.square().sum(0, dtype=torch.float64)
 
-# %% ../nbs/32_rqvae.ipynb #af305113
+# %% ../nbs/32_rqvae.ipynb #ad21d05c
 @dataclass(frozen=True)
 class RqVaeConfig:
     "What decides the shape of a model, and how it learns."
@@ -98,7 +98,7 @@ class ItemCodes:
     @property
     def shares(self) -> Tensor:
         "(L,K): how often each code of a level is used."
-        return F.one_hot(self.indices, self.num_codes).float().mean(0)
+        return torch.stack([i.bincount(minlength=self.num_codes) for i in self.indices.T]) / max(len(self.indices), 1)
 
     @property
     def usage(self) -> Tensor:

@@ -8,8 +8,9 @@ __all__ = ['NAMES', 'VECTOR', 'GIN', 'MODES', 'ASIDE', 'ONLY', 'Items', 'check_i
            'read_item_config', 'VectorLoader', 'item_dataloaders', 'RqVaeLoss', 'IdHealth', 'ItemStart', 'Temperature',
            'ItemGuard', 'ItemLearner', 'rqvae_learner', 'fit_items', 'train_items']
 
-# %% ../nbs/63_semantic.ipynb #85b5b4a3
-import hashlib, json, math, zlib
+# %% ../nbs/63_semantic.ipynb #44212934
+import hashlib, json, zlib
+from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from functools import partial
@@ -45,7 +46,7 @@ from .tokenizer import ShapeTokenizer
 from .train import Stopped, endless, join_processes, same_config, stop_on_sigterm
 from .weights import check_names, fingerprint
 
-# %% ../nbs/63_semantic.ipynb #66569ee5
+# %% ../nbs/63_semantic.ipynb #a9f3f933
 class Items(NamedTuple):
     "A corpus: items by name, a vector each."
     names: list         # N, all different
@@ -69,7 +70,7 @@ def check_items(
     if x.dim() != 2 or not x.numel() or len(x) != len(items.names): raise InputError(f"items need a name and a vector each, got {len(items.names):,} names and vectors {tuple(x.shape)}")
     if len(rows := (~x.isfinite().all(1)).nonzero()[:, 0]): raise InputError(f"the vector of {named(rows)} has NaN or Inf: leave it out, or make it again")
     if x.shape[1] > 1 and len(rows := (x == x[:, :1]).all(1).nonzero()[:, 0]): raise InputError(f"the vector of {named(rows)} has zero variance, all its channels are equal: leave it out, or make it again")
-    if len(set(items.names)) < len(x): raise InputError(f"item {next(n for i, n in enumerate(items.names) if n in set(items.names[:i]))} occurs twice")
+    if len(set(items.names)) < len(x): raise InputError(f"item {Counter(items.names).most_common(1)[0][0]} occurs twice")
     return items
 
 NAMES, VECTOR = ('item', 'item_id', 'id', 'name'), ('vector', 'embedding')   # columns of a table; the first that is there
@@ -84,8 +85,7 @@ def read_items(
     source = Path(source)
     if weights: return check_items(pool_shapes(find_items(source), ShapeTokenizer.from_pretrained(weights, device), weights, progress))
     if source.suffix == '.npy':
-        try: x = torch.from_numpy(np.load(source, allow_pickle=False).astype(np.float32))
-        except (OSError, ValueError, EOFError) as e: raise InputError(f"{source}: not a .npy file ({e})") from e
+        x = ItemVectorDataset(source).vectors
         return check_items(Items([str(i) for i in range(len(x))], x))
     if source.suffix.lower() == '.csv': return check_items(_from_table(source))
     raise InputError(f"{source}: items are a .npy file of vectors, a CSV with vectors, or shapes together with --weights, the run of their tokenizer")
@@ -127,7 +127,7 @@ def pool_shapes(
     if not out.names: raise InputError(f"none of {len(found)} shapes can be read: {next(iter(out.left_out.values()))}")
     return out._replace(vectors=torch.stack(out.vectors))
 
-# %% ../nbs/63_semantic.ipynb #f2b0f30f
+# %% ../nbs/63_semantic.ipynb #4de456d8
 class SemanticIdTokenizer:
     "A model and the ids that it gave a corpus, each item's its own."
     WIDE = 32   # tuples near an item's vector that it may move to, where its own is another's
@@ -154,7 +154,7 @@ class SemanticIdTokenizer:
     def item(self, name: str) -> int:
         "The number of an item."
         if name in self.place: return self.place[name]
-        near = get_close_matches(name, self.names, 1)
+        near = get_close_matches(name, self.names[:10**5], 1)      # of a million it would take half a minute
         raise InputError(f"unknown item {name}" + (f" (nearest: {near[0]})" if near else '') + f"; there are {len(self.names):,}, as {self.names[0]}")
 
     def ids(self,
@@ -338,7 +338,7 @@ def read_item_config(
     if not 0 <= t.held_out < 1: raise InputError(f"held_out must lie in [0, 1), got {t.held_out}")
     return ItemConfig(model, t, tuple(aside), 'input_dim' in flat)
 
-# %% ../nbs/63_semantic.ipynb #6d3757a5
+# %% ../nbs/63_semantic.ipynb #a73cd457
 class VectorLoader:
     "Batches (B,D) of items, each as input and target; shuffled ones are full, and what an epoch leaves over comes in others."
     def __init__(self, vectors: Tensor, bs: int, seed: int = 0, shuffle: bool = True, rank: int = 0, world: int = 1):
@@ -497,8 +497,9 @@ def train_items(
     used = {}
     if not rank:
         tok = SemanticIdTokenizer.make(model, items, t.digit)
+        codes = ItemCodes(None, None, tok.tokenize(items.vectors.to(device)), {}, None, c.num_codes)
+        tok.model.cpu()
         SimilarIndex(tok, items).save(folder.path, overwrite=True)
-        codes = ItemCodes(None, None, tok.tokenize(items.vectors.to(device)).cpu(), {}, None, c.num_codes)
         used = dict(items=len(items.names), left_out=items.left_out, collided=tok.collided, usage=codes.usage.tolist(), entropy=codes.entropy.tolist())
     if world > 1: dist.destroy_process_group()
     return used
