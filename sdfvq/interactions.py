@@ -277,7 +277,7 @@ def text_vectors(
     z *= np.sign(z[np.abs(z).argmax(0), np.arange(z.shape[1])] + .5)  # a direction has no sign of its own
     return (z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)).astype(np.float32), 'hashed TF-IDF, SVD'
 
-# %% ../nbs/58_interactions.ipynb #d427d6d7
+# %% ../nbs/58_interactions.ipynb #1bd1ce0f
 @dataclass(frozen=True)
 class Truth:
     "What simulated histories are drawn from."
@@ -311,6 +311,7 @@ def simulate(
     least: int = 20,        # Events of a user
     seed: int = 0,
     dim: int = 16,          # Of the latent vectors
+    skew: float = 1.2,      # Of how popular items are: the exponent of Zipf's law
 ) -> tuple:                 # Interactions, Truth
     "Histories with a known optimum."
     if events < least * users: raise InputError(f"events must be at least {least} · {users} = {least * users}, got {events}")
@@ -320,7 +321,7 @@ def simulate(
     coarse, fine = rng.integers(0, 18, items), rng.integers(0, 6, items)
     centres, inner = rng.normal(size=(18, dim)), rng.normal(size=(18, 6, dim))
     latents = unit(centres[coarse] + .6 * inner[coarse, fine] + .35 * rng.normal(size=(items, dim)))
-    truth = Truth(latents, -1.2 * np.log(rng.permutation(items) + 20.), np.linalg.qr(rng.normal(size=(dim, dim)))[0])
+    truth = Truth(latents, -skew * np.log(rng.permutation(items) + 20.), np.linalg.qr(rng.normal(size=(dim, dim)))[0])
     extra = np.exp(rng.normal(0, 1.1, users))
     n = np.minimum(least + np.floor(extra / extra.sum() * (events - least * users)), items // 2).astype(int)
     while (short := events - int(n.sum())): n[rng.permutation(np.flatnonzero(n < items // 2))[:short]] += 1

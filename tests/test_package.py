@@ -29,7 +29,7 @@ def test_import_is_light():
 
 def test_rooms_without_training_are_light():
     "Only data, training and what is built on them need fastai, only vl transformers. The command line loads them when a command does."
-    heavy = {'data', 'learner', 'callbacks', 'config', 'runs', 'train', 'evaluate', 'explore', 'demo', 'vl', 'align', 'describe', 'retrieve'} | ({'kernels', 'hopper', 'nearest', 'norm'} if find_spec('triton') is None else set())
+    heavy = {'data', 'learner', 'callbacks', 'config', 'runs', 'train', 'evaluate', 'explore', 'demo', 'vl', 'align', 'describe', 'semantic', 'recommend', 'commands'} | ({'kernels', 'hopper', 'nearest', 'norm'} if find_spec('triton') is None else set())
     assert not loaded(*(f'sdfvq.{m}' for m in ROOMS if m not in heavy)) & {'fastai', 'transformers'}
 
 @pytest.mark.parametrize('name', sdfvq.__all__)
