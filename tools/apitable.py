@@ -1,8 +1,11 @@
 """What stands on an API page for each function and class: its signature, and its arguments in a table (settings.ini names it as `renderer`)."""
 import inspect
+from importlib import import_module
 
 from fastcore.docments import docments
 from nbdev.doclinks import NbdevLookup
+
+from sdfvq._modidx import d as INDEX
 
 def said(annotation):
     "A type as one writes it."
@@ -44,6 +47,20 @@ def table(thing):
     if not any(r[1] or r[3] for r in rows): return ''
     return '\n'.join(['| argument | type | default | |', '|---|---|---|---|', *('| ' + ' | '.join(r) + ' |' for r in rows)])
 
+def at_home(sym, name):
+    "The same thing as the library has it: of a class that a notebook's cell has just made, Python knows no source, and so no comments."
+    for module, names in INDEX['syms'].items():
+        if f'{module}.{name}' not in names: continue
+        try: found = getattr(import_module(module), name)
+        except ImportError: continue                 # it needs what is not installed here
+        if inspect.getdoc(found) == inspect.getdoc(sym): return found
+    return sym
+
+def line(thing):
+    "Where it begins in its file."
+    try: return inspect.getsourcelines(thing)[1]
+    except (OSError, TypeError): return 1
+
 def methods(cls):
     "Name and function of the public methods and properties that a class itself defines and documents."
     for name, thing in vars(cls).items():
@@ -52,11 +69,14 @@ def methods(cls):
 
 class Renderer:
     "What `show_doc` shows."
-    def __init__(self, sym, name=None, title_level=3): 
-        self.sym, self.level = sym, title_level
-        self.name = name or getattr(sym, '__qualname__', None) or getattr(sym, '_name', str(sym))   # a custom op of torch has but the latter
+    def __init__(self, sym, name=None, title_level=3):
+        self.name, self.level = name or getattr(sym, '__qualname__', None) or getattr(sym, '_name', str(sym)), title_level   # a custom op of torch has but the latter
+        found = at_home(sym, self.name)
+        self.sym = getattr(found, '_init_fn', found)         # what stands behind the op, with its words
+
     def _repr_markdown_(self):
         source = NbdevLookup().code(f'{getattr(self.sym, "__module__", "")}.{self.name}')
+        if source and source.endswith('#LNone'): source = source.removesuffix('None') + str(line(self.sym))
         link = [f'[source]({source}){{target="_blank" style="float:right; font-size:smaller"}}'] if source else []
         out = ['---', *link, f"{'#' * self.level} {self.name}", signature(self.name, self.sym), inspect.getdoc(self.sym) or '', table(self.sym)]
         if inspect.isclass(self.sym):
