@@ -1,8 +1,11 @@
 """What stands on an API page for each function and class: its signature, and its arguments in a table (settings.ini names it as `renderer`)."""
-import inspect
+import ast, inspect, re
+from pathlib import Path
 
 from fastcore.docments import docments
 from nbdev.doclinks import NbdevLookup
+
+from sdfvq._modidx import d as INDEX
 
 def said(annotation):
     "A type as one writes it."
@@ -32,11 +35,22 @@ def default(p):
     text = getattr(p.default, '__name__', None) or repr(p.default)
     return text if len(text) < 40 else '…'
 
+def fields(name):
+    "Comments of a dataclass's fields, from the library's file: of a class that a notebook's cell has just made, Python knows no source."
+    for module in (m for m, names in INDEX['syms'].items() if f'{m}.{name}' in names):
+        text = (Path(__file__).parent.parent/module.replace('.', '/')).with_suffix('.py').read_text(encoding='utf-8')
+        for c in ast.parse(text).body:
+            if not isinstance(c, ast.ClassDef) or c.name != name: continue
+            after = {f.target.id: text.splitlines()[f.end_lineno - 1].encode()[f.end_col_offset:].decode() for f in c.body if isinstance(f, ast.AnnAssign)}
+            return {k: m[1] for k, v in after.items() if (m := re.match(r'\s*#\s*(.*)', v))}
+    return {}
+
 def table(thing):
     "Arguments with type, default and comment, and what comes back; nothing where no comment was written."
     args, returns = parameters(thing)
-    try: comments = docments(thing)
-    except Exception: comments = {}                  # no source: a builtin, or made by an enum
+    comments = fields(thing.__name__) if inspect.isclass(thing) else {}
+    try: comments |= {k: v for k, v in docments(thing).items() if v}
+    except Exception: pass                           # no source at all: a builtin, or made by an enum
     # Names without backticks: nbdev would link them to whatever function is called so.
     rows = [(f'<code>{p.name}</code>', code(said(p.annotation)), '' if p.default is p.empty else code(default(p)), cell(comments.get(p.name))) for p in args]
     back = cell(comments.get('return'))
@@ -52,11 +66,13 @@ def methods(cls):
 
 class Renderer:
     "What `show_doc` shows."
-    def __init__(self, sym, name=None, title_level=3): 
-        self.sym, self.level = sym, title_level
-        self.name = name or getattr(sym, '__qualname__', None) or getattr(sym, '_name', str(sym))   # a custom op of torch has but the latter
+    def __init__(self, sym, name=None, title_level=3):
+        self.name, self.level = name or getattr(sym, '__qualname__', None) or getattr(sym, '_name', str(sym)), title_level   # a custom op of torch has but the latter
+        self.sym = getattr(sym, '_init_fn', sym)             # what stands behind the op, with its words
+
     def _repr_markdown_(self):
-        source = NbdevLookup().code(f'{getattr(self.sym, "__module__", "")}.{self.name}')
+        home = getattr(self.sym, '__module__', '__main__')
+        source = (NbdevLookup().code(self.name if home == '__main__' else f'{home}.{self.name}') or '').removesuffix('#LNone')
         link = [f'[source]({source}){{target="_blank" style="float:right; font-size:smaller"}}'] if source else []
         out = ['---', *link, f"{'#' * self.level} {self.name}", signature(self.name, self.sym), inspect.getdoc(self.sym) or '', table(self.sym)]
         if inspect.isclass(self.sym):
