@@ -18,7 +18,7 @@ from sdfvq.interactions import gathered, read_events, read_interactions, simulat
 from sdfvq.recommend import CUTOFFS, KINDS, compare, read_recommend, result, table_text, train_retrieval
 from sdfvq.retrieve import EncoderDecoderRetrievalModel, RetrievalConfig
 
-SIZES = dict(dense=dict(users=943, items=1682, events=100_000, least=20), sparse=dict(users=2000, items=2500, events=18_000, least=5, skew=.4))   # popularity finds a quarter of what models find, as at Amazon
+SIZES = dict(dense=dict(users=943, items=1682, events=100_000, least=20), sparse=dict(users=2000, items=2500, events=18_000, least=5, skew=.4))   # what is popular counts for less, as at Amazon
 STEPS = dict(dense={}, sparse=dict(steps=200, i_log=100, beams=20, sasrec=dict(steps=300, i_log=100)))
 GOALS = dict(random=1.5, sasrec=.95)   # recall@10 of ours over theirs, at least
 

@@ -76,7 +76,7 @@ def similar(shape: Annotated[str, typer.Argument(metavar='SHAPE', help='A mesh o
         for m in matches: table.add_row(escape(m.name), ' '.join(map(str, m.id)), str(m.shared), f'{m.cosine:.3f}')
         console.print(table, soft_wrap=True)
 
-# %% ../nbs/69_commands.ipynb #03045720
+# %% ../nbs/69_commands.ipynb #5333f933
 retrieve = typer.Typer(no_args_is_help=True, help='What comes next: a recommender over semantic ids, beside SASRec, popularity and random ids.')
 app.add_typer(retrieve, name='retrieve')
 
@@ -107,6 +107,7 @@ def retrieve_train(data: Annotated[Path, typer.Argument(help='Folder of MovieLen
     except Stopped as e:
         errors.print(f'{e}; go on with --resume', highlight=False)
         raise typer.Exit(143)
+    if not used: return   # the first of several processes says it
     errors.print(', '.join(f'{k} {v}' for k, v in used.items() if k != 'data'), markup=False, soft_wrap=True, highlight=False)
     say(table_text(compare(output, data, device or 'cpu')))
 

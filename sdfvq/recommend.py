@@ -319,7 +319,7 @@ def fit_kind(
     if learn.failed: raise InputError(f"{learn.failed}. {folder.path} keeps the last good checkpoint")
     if learn.clock.stop and learn.clock.share < 1: raise Stopped(f"{folder.path.name} stopped at step {learn.clock.total}")
 
-# %% ../nbs/68_recommend.ipynb #3fc9cdb1
+# %% ../nbs/68_recommend.ipynb #597702d4
 def read_data(path, config: RecommendConfig) -> Interactions:
     "The events, and of them the core that is asked for."
     data = read_interactions(path)
@@ -332,7 +332,7 @@ def train_retrieval(
     ids=None,                 # As in `find_ids`
     device: str = '',         # '': a GPU if there is one
     resume: bool = False,     # Go on with the run in the folder
-) -> dict:                    # What was found in the data, and how ids were made
+) -> dict:                    # What was found in the data, and how ids were made; of the first of several processes
     "Trains every kind of model with every seed. `Stopped` after SIGTERM, the state being saved."
     device, (rank, world), folder = join_processes(device), processes(), RunFolder(run)
     found = read_data(data, config)
@@ -352,7 +352,8 @@ def train_retrieval(
     if world > 1: torch.distributed.barrier()
     for seed in range(config.seed, config.seed + config.seeds):
         for kind in config.models.split(','): fit_kind(kind, seed, found, catalogue, folder.path, config, device)
-    return used
+    if world > 1: torch.distributed.barrier(); torch.distributed.destroy_process_group()
+    return {} if rank else used
 
 def settings_of(run) -> dict:
     "What a run began with."
