@@ -7,15 +7,13 @@ __all__ = ['MISSING', 'COORD_MIN', 'COORD_MAX', 'InputError', 'check_shape', 'ch
            'voxel_to_cube', 'Transform', 'pack_keys', 'unpack_keys', 'morton', 'check_output', 'atomic_write',
            'checksum', 'parts', 'stamp']
 
-# %% ../nbs/00_core.ipynb #01abf4b0
+# %% ../nbs/00_core.ipynb #eb5a3fc8
 import os, tempfile, uuid, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 # %% ../nbs/00_core.ipynb #7eeed33a
 class InputError(ValueError):
@@ -37,19 +35,21 @@ def check_shape(
 
 def _dtype_name(d): return str(d).replace('torch.', '')
 
-# %% ../nbs/00_core.ipynb #16a5601a
+# %% ../nbs/00_core.ipynb #1b338613
 def check_device(
     device: str,  # "cpu", "cuda", "cuda:1", …
 ) -> str:
     "`device` if torch can put a tensor there; else `InputError`."
+    import torch
     try: torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:
         raise InputError(f"device {device!r} cannot be used ({str(e).splitlines()[0]}); `sdfvq info` lists what is there") from e
     return device
 
-# %% ../nbs/00_core.ipynb #248f267b
-def widened(x: Tensor) -> Tensor:
+# %% ../nbs/00_core.ipynb #3833168d
+def widened(x: 'torch.Tensor') -> 'torch.Tensor':
     "`x` in fp32, or as it is if that is finer."
+    import torch
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 # %% ../nbs/00_core.ipynb #036f73a1
@@ -90,37 +90,39 @@ class Transform:
         "Cube positions (...,3) as float64 positions in the world."
         return np.asarray(xyz, np.float64) / self.scale + self.offset
 
-# %% ../nbs/00_core.ipynb #b910db27
+# %% ../nbs/00_core.ipynb #ec178be5
 COORD_MIN, COORD_MAX = -2**15 + 1, 2**15 - 2  # so that a neighbour one step away never leaves its 16 bits
 
 def pack_keys(
-    coords: Tensor,  # (N,4) integer (b,x,y,z), 0 <= b < 2¹⁵, x, y, z in [-32767, 32766]
-) -> Tensor:         # (N,) int64, ordered as the rows are
+    coords: 'torch.Tensor',  # (N,4) integer (b,x,y,z), 0 <= b < 2¹⁵, x, y, z in [-32767, 32766]
+) -> 'torch.Tensor':         # (N,) int64, ordered as the rows are
     "One int64 per row, in the rows' lexicographic order."
     check_shape(coords, 'N 4', 'coords')
     if len(coords):
-        lo, hi = (int(v) for v in torch.aminmax(coords))
+        lo, hi = (int(v) for v in coords.aminmax())
         if lo < COORD_MIN or hi > COORD_MAX or int(coords[:, 0].min()) < 0:
             raise InputError(f"coords must lie in [{COORD_MIN}, {COORD_MAX}] with batch >= 0, got values from {lo} to {hi}")
     b, *xyz = coords.unbind(1)
+    import torch
     wide = lambda column: column.to(torch.int64, copy=True)      # column by column and in place: there may be millions
     keys = wide(b).bitwise_left_shift_(48)
     for c, shift in zip(xyz, (32, 16, 0)): keys |= wide(c).add_(2**15).bitwise_left_shift_(shift)
     return keys
 
 def unpack_keys(
-    keys: Tensor,  # (N,) int64 from `pack_keys`
-) -> Tensor:       # (N,4) int32 (b,x,y,z)
+    keys: 'torch.Tensor',  # (N,) int64 from `pack_keys`
+) -> 'torch.Tensor':       # (N,4) int32 (b,x,y,z)
     "The rows that `pack_keys` packed."
+    import torch
     rows = keys.new_empty(len(keys), 4, dtype=torch.int32)
     rows[:, 0] = keys >> 48
     for i, shift in enumerate((32, 16, 0), 1): rows[:, i] = (keys >> shift).bitwise_and_(0xffff).sub_(2**15)
     return rows
 
-# %% ../nbs/00_core.ipynb #a7fd409d
+# %% ../nbs/00_core.ipynb #3cd7edfb
 def morton(
-    xyz: Tensor,  # (N,3) int64 in [0, 2²¹)
-) -> Tensor:      # (N,) int64
+    xyz: 'torch.Tensor',  # (N,3) int64 in [0, 2²¹)
+) -> 'torch.Tensor':      # (N,) int64
     "Morton codes: bit i of x, y, z becomes bit 3i, 3i+1, 3i+2."
     for step, mask in ((32, 0x1f00000000ffff), (16, 0x1f0000ff0000ff), (8, 0x100f00f00f00f00f), (4, 0x10c30c30c30c30c3),
                        (2, 0x1249249249249249)):
