@@ -64,6 +64,7 @@ box.addEventListener('keydown', e => { if (e.key === 'Enter') found.querySelecto
 document.addEventListener('keydown', e => { if (e.key === '/' && document.activeElement !== box) { e.preventDefault(); box.focus() } })
 '''.replace('\\\\', '\\')
 CSS = '''
+.highlight .err { border: 0; color: inherit; }
 body { margin: 0; display: flex; font: 16px/1.6 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: #1f2933; }
 nav { width: 14rem; flex: none; box-sizing: border-box; height: 100vh; position: sticky; top: 0; overflow-y: auto;
       padding: 1.5rem; background: #f5f7fa; border-right: 1px solid #dde3ea; font-size: 0.92rem; }
