@@ -4,40 +4,38 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'GIN', 'NOTHING', 'CUTOFFS', 'RecommendConfig', 'read_recommend', 'WindowLoader', 'HeldOut', 'item_ids',
-           'find_ids', 'ranker', 'Ranking', 'Best', 'Finite', 'Given', 'ranking_learner', 'best_score', 'fit_kind',
-           'read_data', 'train_retrieval', 'settings_of', 'check_items', 'read_items', 'trained', 'Result', 'result',
-           'compare', 'table_text', 'recommend']
+           'find_ids', 'ranker', 'Ranking', 'Best', 'Given', 'ranking_learner', 'best_score', 'fit_kind', 'read_data',
+           'train_retrieval', 'settings_of', 'check_items', 'read_items', 'trained', 'Result', 'result', 'compare',
+           'table_text', 'recommend']
 
-# %% ../nbs/68_recommend.ipynb #62f70550
+# %% ../nbs/68_recommend.ipynb #21f1f6a8
 import json, math, zlib
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner, Metric, ValueMetric
+from fastai.learner import Metric, ValueMetric
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from torch.nn.utils.rnn import pad_sequence
 
 from .baselines import Popularity, SASRec, evaluate_ranker, interval, leave_out, load_sasrec, measures, random_ids, rank_of, save_sasrec
-from .callbacks import Clock, JointGradients, NaNGuard, Precision, Rounds, Schedule, StepProgress
+from .callbacks import Clock, JointGradients, Precision, Rounds, Schedule, StepProgress
 from .catalogue import Catalogue
 from .config import checked, read_yaml
 from .core import MISSING, InputError, atomic_write
 from .interactions import Interactions, read_interactions, text_vectors
-from .learner import ShapeLearner
 from .quantizer import processes
 from .retrieve import EncoderDecoderRetrievalModel, RetrievalConfig, load_retriever, save_retriever
 from .rqvae import ResidualKMeans
 from .runs import Board, Checkpoints, RunFolder, RunLog
-from .semantic import Items, SemanticIdTokenizer
+from .semantic import ItemGuard, ItemLearner, Items, SemanticIdTokenizer
 from .train import Stopped, auto_precision, endless, join_processes, stop_on_sigterm
 from .weights import check_names
 
@@ -220,7 +218,7 @@ def find_ids(
     if len(found) != n: raise InputError(f"ids {ids} are of {len(found):,} items, the data has {n:,}: make them for these items, in this order (items.json of the run)")
     return found, f'{ids.name} {found.fingerprint}'
 
-# %% ../nbs/68_recommend.ipynb #d8cd63d8
+# %% ../nbs/68_recommend.ipynb #e6077ac3
 def ranker(model, k: int = 10, beams: int = 50):
     "(history, user) → scores of all items or `Found`, of any model."
     return (lambda history, user: model.generate(history, k, beams, user)) if hasattr(model, 'generate') else lambda history, user: model.scores(history)
@@ -246,34 +244,23 @@ class Best(Callback):
         self.score = self.ranking.value
         if not processes()[0]: (save_sasrec if isinstance(self.model, SASRec) else save_retriever)(self.model, self.path, overwrite=True)
 
-class Finite(NaNGuard):
-    "Ends the fit before a loss or gradient that is not finite reaches a weight."
-    order = NaNGuard.order
-    def end(self, what):
-        self.learn.failed = f"the {what} is not finite at step {self.clock.total + 1}: lower the rate (lr)"
-        raise CancelFitException
-
 class Given:
     "The loss is what the model gave."
     def __call__(self, loss, *came):
         self.parts = dict(next=loss.detach())
         return loss
 
-class _Learner(ShapeLearner):
-    one_batch = Learner.one_batch   # there is no shape to leave out where memory ends
-
 def ranking_learner(
     dls, model,
     folder: RunFolder,
     t: RecommendConfig,
     state: dict = None,  # Of a checkpoint
-) -> ShapeLearner:
+) -> ItemLearner:
     "A learner with everything that the settings ask for."
     ranking, clock = Ranking(t.beams), Clock(t.steps)
-    learn = _Learner(dls, model, loss_func=Given(), opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), lr=t.lr, wd=t.weight_decay, path=folder.path,
-                     train_bn=False, cbs=[clock, Rounds(t.i_log), Schedule(t.lr, t.lr * .01, t.warmup), GradientClip(t.max_norm), Finite(),
+    learn = ItemLearner(dls, model, loss_func=Given(), opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), lr=t.lr, wd=t.weight_decay, path=folder.path,
+                     train_bn=False, cbs=[clock, Rounds(t.i_log), Schedule(t.lr, t.lr * .01, t.warmup), GradientClip(t.max_norm), ItemGuard(),
                                           Best(folder, ranking, best_score(folder.path) if state else -1.), Checkpoints(folder, t.i_save, 0, state)])
-    learn.revival = SimpleNamespace(revived=0)    # there are no codes that could be
     if (how := auto_precision(t.precision, next(model.parameters()).device)) != 'fp32': learn.add_cb(Precision(how))
     if processes()[1] > 1: learn.add_cb(JointGradients())
     if not processes()[0]:
