@@ -1,6 +1,7 @@
-"""Semantic ids on the CPU: the catalogue against a Python dict and the original's search, a corpus of a million, and collisions against plain RQ-VAE.
+"""Semantic ids: the catalogue against a Python dict and the original's search, a corpus of a million, and collisions against plain RQ-VAE.
 
     python bench/semantic.py [--quick] [--rows lookup] [--threads 2] [--out folder]
+    python bench/semantic.py --gpu [--out folder]
     python bench/semantic.py --collisions [--steps 1000] [--items 12000] [--device cuda] [--out folder]
 
 With --collisions two models learn from the same batches in the same order: ours, and RQ-VAE as published, which has no standardisation, no
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness import Row, growth, machine, main, peak
+from harness import Row, gpu, growth, machine, main, peak
 from sdfvq.catalogue import Catalogue, collisions, from_keys, resolve
 from sdfvq.codebook import kmeans
 from sdfvq.rqvae import ResidualKMeans, RqVae, mlp
@@ -153,6 +154,10 @@ def near_in_double(x, ours, _):
         z = z - model.quantizer.codebook[l][near].double()
     return True, 'the nearest in double at every level'
 
+def corpus_on_gpu():
+    model, x = corpus()
+    return model.cuda(), x.cuda().repeat(MILLION // PART, 1)
+
 def million(x): return [x[0].semantic_ids(x[1]) for _ in range(MILLION // PART)][0]
 
 def unique(x, ours, _):
@@ -168,6 +173,8 @@ ROWS = [
     Row('memory', '10,000,000 items of 4 codes', lambda _: peak('memory'), lambda x, a, b: (a['held'] < 1, f"{a['held']:.2f} GB held"), most=1, unit='GB'),
 ]
 
+GPU = [Row('tokenize', f'{MILLION:,} vectors of 768, {L} × {K} codes', lambda x: x[0].semantic_ids(x[1]), near_in_double, corpus_on_gpu, most=2.0, device='cuda')]
+
 def print_peak():
     "What a catalogue of ten million takes, and what making it takes beyond the ids it is given."
     g = torch.Generator().manual_seed(0)
@@ -180,6 +187,7 @@ def print_peak():
 
 if __name__ == '__main__':
     if '--peak' in sys.argv: print_peak(); sys.exit()
+    if '--gpu' in sys.argv: sys.argv.remove('--gpu'); sys.exit(main(__doc__, 'Semantic ids on a GPU', 'semantic_cuda', GPU, gpu))
     if '--collisions' not in sys.argv: sys.exit(main(__doc__, 'Semantic ids on the CPU', 'semantic_cpu', ROWS, lambda: machine({})))
     p = argparse.ArgumentParser()
     p.add_argument('--collisions', action='store_true'); p.add_argument('--steps', type=int, default=1000); p.add_argument('--items', type=int, default=12_000)

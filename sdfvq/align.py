@@ -8,7 +8,7 @@ __all__ = ['ALIAS', 'OTHERS', 'AlignConfig', 'read_align_config', 'Asked', 'find
            'TextLearner', 'begin_alignment', 'base_model', 'what_learns', 'base_mark', 'align_learner', 'split_shapes',
            'align', 'save_alignment', 'load_aligned']
 
-# %% ../nbs/66_align.ipynb #9cac0ca5
+# %% ../nbs/66_align.ipynb #7df3e55f
 import math, zlib
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,6 +24,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric, ValueMetric
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
+from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
@@ -35,17 +36,17 @@ from .core import InputError, atomic_write, stamp
 from .data import SDF3DCaptionDataset
 from .items import captions, read_table
 from .learner import LossPart, ShapeLearner, out_of_memory
-from .loader import EqualBatches, ShapeLoader
+from .loader import EqualBatches, ShapeLoader, in_order
 from .quantizer import joint_count, processes
 from .questions import make_questions
 from .runs import Board, Checkpoints, RunFolder, RunLog, cut_log
-from .tokenizer import ShapeTokenizer
+from .tokenizer import ShapeTokenizer, shape_field
 from .tokens import ShapeTokens, is_tokens
 from .train import Stopped, auto_precision, endless, join_processes, same_config, stop_on_sigterm
 from .vl import FAMILIES, Processor3D, Qwen3VLWith3DBranch, add_lora, collate_3d_text, load_lora, small_config, small_processor
 from .weights import check_names
 
-# %% ../nbs/66_align.ipynb #8f8ab4dd
+# %% ../nbs/66_align.ipynb #67077d09
 @dataclass(frozen=True)
 class AlignConfig:
     "How a language model is aligned."
@@ -67,6 +68,7 @@ class AlignConfig:
     heads: int = 4
     lr: float = 0                        # Highest; 0: 1e-3, with LoRA 2e-4
     epochs: int = 3
+    num_workers: int = 0                 # Processes that read shapes and prompts ahead
     batch_size: int = 8                  # Prompts in a batch of one process
     gradient_accumulation_steps: int = 1 # Batches of a step
     weight_decay: float = 0.0
@@ -110,7 +112,7 @@ def read_align_config(
         for k in ('max_3d_tokens', 'projector_layers', 'epochs', 'batch_size', 'gradient_accumulation_steps', 'i_print', 'i_save',
                   'save_total_limit', 'layers', 'heads'):
             if getattr(c, k) < 1: raise InputError(f"{k} must be at least 1, got {getattr(c, k)}")
-        for k in ('lora_r', 'lr', 'dummy_samples', 'max_samples', 'weight_decay', 'warmup_ratio', 'seconds'):
+        for k in ('lora_r', 'lr', 'num_workers', 'dummy_samples', 'max_samples', 'weight_decay', 'warmup_ratio', 'seconds'):
             if getattr(c, k) < 0: raise InputError(f"{k} must be at least 0, got {getattr(c, k)}")
         if c.hidden % (2 * c.heads) or c.hidden < 6 * c.heads:
             raise InputError(f"hidden must be an even multiple of heads = {c.heads}, 6 at least, got {c.hidden}")
@@ -169,40 +171,56 @@ def checked_questions(
     if not out: raise InputError(f"none of {len(found)} questions can be used: {next(iter(out.skipped.items()), ('', ''))}")
     return out
 
-# %% ../nbs/66_align.ipynb #c595d474
+# %% ../nbs/66_align.ipynb #8eb0d983
 def encode_shapes(
     found: Asked,
     tok: ShapeTokenizer,
     folder,               # Of token files; made if it is not there
+    workers: int = 0,     # Processes that read shapes
 ) -> dict:                # name → token file, or str: why there is none
     "The shapes' tokens on disk, each encoded by one of the processes, if it was not before."
-    rank, world = processes()
-    shapes, out = {q['name']: q['shape'] for q in found}, {}
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for i, (name, shape) in enumerate(shapes.items()):
-        path = Path(folder)/f'{name}.s3d'
-        if i % world != rank or path.exists(): continue
-        try:
-            if not isinstance(shape, Path) or not is_tokens(shape): tok.encode(shape).save(path)
-        except InputError as e: path.with_suffix('.txt').write_text(str(e), encoding='utf-8')
+    (rank, world), folder = processes(), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shapes = {q['name']: q['shape'] for q in found}
+    files = {name: s if isinstance(s, Path) and is_tokens(s) else folder/f'{name}.s3d' for name, s in shapes.items()}
+    new = [name for i, (name, f) in enumerate(files.items()) if i % world == rank and f != shapes[name] and not f.exists()]
+    fields = in_order(partial(_or_why, partial(shape_field, config=tok.model.config)), [shapes[name] for name in new], workers)
+    for part in _together(zip(track(fields, 'shapes to tokens', len(new), disable=not new), new)):
+        for name in [k for k, f in part.items() if isinstance(f, str)]: files[name].with_suffix('.txt').write_text(part.pop(name), encoding='utf-8')
+        for name, tokens in zip(part, tok.encode_batch([*part.values()]) if part else ()): tokens.save(files[name])
     if world > 1: dist.barrier()
-    for name, shape in shapes.items():
-        path = Path(folder)/f'{name}.s3d'
-        own = isinstance(shape, Path) and is_tokens(shape)
-        out[name] = shape if own else path if path.exists() else path.with_suffix('.txt').read_text(encoding='utf-8')
-    return out
+    return {name: f if f.exists() else f.with_suffix('.txt').read_text(encoding='utf-8') for name, f in files.items()}
+
+def _or_why(work, thing):
+    "What comes of it, or what the error says."
+    try: return work(thing)
+    except InputError as e: return str(e)
+
+def _together(
+    named,              # (SparseSDF or str, name), …
+    voxels=2**19,
+):                      # yields dicts
+    "So many as have about that many voxels."
+    part = {}
+    for field, name in named:
+        part[name] = field
+        if sum(map(len, part.values())) > voxels: yield part; part = {}
+    yield part
 
 def read_sequences(
     files: dict,              # From `encode_shapes`
     processor: Processor3D,
+    workers: int = 0,         # Processes that read files
 ) -> dict:                    # name → (latents, places), or str
     "What the model reads of each shape."
-    def read(f):
-        try: return f if isinstance(f, str) else processor.sequence(f)
-        except InputError as e: return str(e)
-    return {name: read(f) for name, f in files.items()}
+    read = in_order(partial(_or_why, _tokens), [*files.values()], workers)
+    return {name: t if isinstance(t, str) else _or_why(processor.sequence, t) for name, t in zip(files, read)}
 
-# %% ../nbs/66_align.ipynb #43ba8137
+def _tokens(file):
+    if isinstance(file, str): raise InputError(file)
+    return ShapeTokens.load(file)
+
+# %% ../nbs/66_align.ipynb #08d50440
 class TextLoader(ShapeLoader):
     "Batches of questions, each as (batch, batch)."
     def __init__(self,
@@ -210,18 +228,22 @@ class TextLoader(ShapeLoader):
         batches: EqualBatches,
         processor: Processor3D,
         device=None,
+        workers: int = 0,     # Processes that make batches
     ):
-        self.dataset, self.batches, self.processor, self.device = asked, batches, processor, device
+        self.dataset, self.batches, self.device, self.workers = asked, batches, device, workers
+        self.collated = partial(_collated, asked, processor.detached())
         self.bs, self.epoch, self.step, self._from, self.skipped = batches.max_voxels, 0, 0, 0, dict(asked.skipped)
 
     def __iter__(self):
         self.step, self._from = self._from, 0
-        for items in self.batches.of(self.epoch)[self.step:]:
-            batch = collate_3d_text([self.dataset[i] for i in items], self.processor)
+        plan = self.batches.of(self.epoch)[self.step:]
+        for items, batch in zip(plan, in_order(self.collated, plan, self.workers)):
             self.step += 1
-            batch = dict({k: v.to(self.device) for k, v in batch.items()}, item=items)
+            batch = dict({k: v.to(self.device, non_blocking=True) for k, v in batch.items()}, item=items)
             yield batch, batch
         self.epoch, self.step = self.epoch + 1, 0
+
+def _collated(asked, processor, items): return collate_3d_text([asked[i] for i in items], processor)
 
 # %% ../nbs/66_align.ipynb #e007b8c0
 class Aligned(nn.Module):
@@ -294,7 +316,7 @@ class TextLearner(ShapeLearner):
             raise InputError(f"{n} prompts of {length} tokens do not fit into memory: lower --batch and raise gradient_accumulation_steps, "
                              "lower max_3d_tokens, or set use_checkpoint") from e
 
-# %% ../nbs/66_align.ipynb #943bf8d1
+# %% ../nbs/66_align.ipynb #63c4a275
 def begin_alignment(
     config: AlignConfig,
     tok: ShapeTokenizer,
@@ -390,11 +412,11 @@ def align(
     elif folder.path.is_dir() and any(folder.path.iterdir()):
         raise InputError(f"run folder {folder.path} is not empty: go on with --resume, or choose another with -o")
     vl, p = begin_alignment(config, tok, [t for q in found for t in (q['question'], q['answer'])], device)
-    files = encode_shapes(found, tok, Path(output)/f'tokens_{tok.fingerprint}')
-    asked = checked_questions(found, p, read_sequences(files, p))
+    files = encode_shapes(found, tok, Path(output)/f'tokens_{tok.fingerprint}', config.num_workers)
+    asked = checked_questions(found, p, read_sequences(files, p, config.num_workers))
     train, valid = split_shapes(asked, config.seed)
     vl.shape_proj.units(torch.cat([q['shape'][0] for q in train[:256]]))
-    loader = lambda asked, **kw: TextLoader(asked, EqualBatches([1] * len(asked), config.batch_size, None, config.seed, **kw), p, device)
+    loader = lambda asked, **kw: TextLoader(asked, EqualBatches([1] * len(asked), config.batch_size, None, config.seed, **kw), p, device, config.num_workers)
     dls = DataLoaders(loader(train, rank=rank, world=world), loader(valid, shuffle=False))
     dls.device = torch.device(device)
     mark, model = base_mark(vl), what_learns(vl, config)

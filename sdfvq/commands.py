@@ -125,7 +125,7 @@ def retrieve_recommend(run: RetrieveRun, items: Annotated[list[str], typer.Argum
     from sdfvq.recommend import recommend
     for name, text, p in recommend(run, items, k, device): say(f'{p:.4f}  {name}  {text}')
 
-# %% ../nbs/69_commands.ipynb #94c03e96
+# %% ../nbs/69_commands.ipynb #2b251491
 @app.command()
 def align(data: Annotated[Optional[Path], typer.Argument(help='Folder that `sdfvq prepare` wrote, with captions, or a table with file and caption, or question and answer; by default the config\'s.')] = None,
           output: Annotated[Optional[Path], typer.Option('-o', '--output', help='Folder for runs; each has one in it, named by its settings.')] = None,
@@ -139,6 +139,7 @@ def align(data: Annotated[Optional[Path], typer.Argument(help='Folder that `sdfv
           batch: Annotated[Optional[int], typer.Option(help='Prompts in a batch of one process.')] = None,
           lr: Annotated[Optional[float], typer.Option(help='Highest learning rate; by default 1e-3, with LoRA 2e-4.')] = None,
           tokens: Annotated[Optional[int], typer.Option('--max-3d-tokens', help='Tokens of a shape; more are pooled.')] = None,
+          workers: Annotated[Optional[int], typer.Option('--workers', help='Processes that read shapes and prompts ahead.')] = None,
           resume: Annotated[bool, typer.Option('--resume', help='Go on with the run of these settings, from its last checkpoint.')] = False,
           device: Annotated[str, typer.Option(help='cpu, cuda, cuda:1, …; by default a GPU if there is one.')] = '',
           seed: Annotated[Optional[int], typer.Option(help='Of weights, split and order.')] = None):
@@ -146,7 +147,7 @@ def align(data: Annotated[Optional[Path], typer.Argument(help='Folder that `sdfv
     from sdfvq.align import align, read_align_config
     from sdfvq.train import Stopped
     settings, aside = read_align_config(config, vl_model=vl, weights=weights and str(weights), lora_r=lora_r, dummy_samples=dummy, epochs=epochs, seconds=seconds,
-                                        batch_size=batch, lr=lr, max_3d_tokens=tokens, seed=seed)
+                                        batch_size=batch, lr=lr, max_3d_tokens=tokens, num_workers=workers, seed=seed)
     if data and settings.dummy_samples: raise InputError("give either DATA or --dummy-data, not both")
     if not (output := output or settings.output_dir): raise InputError("give a folder for the run with -o, or output_dir in the config")
     if aside: errors.print(f"nothing to set here: {', '.join(aside)}", highlight=False)

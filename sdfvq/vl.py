@@ -7,8 +7,8 @@ __all__ = ['MARKS', 'GRIDS', 'FAMILIES', 'LONGEST', 'CHATML', 'hide_broken_torch
            'Qwen3VLWith3DBranch', 'check_codes', 'Qwen2VLWith3D', 'Qwen2_5_VLWith3D', 'Qwen3VLWith3D', 'Processor3D',
            'collate_3d_text', 'small_processor', 'small_config', 'add_lora', 'load_lora']
 
-# %% ../nbs/60_vl.ipynb #e58d173d
-import json, re, sys
+# %% ../nbs/60_vl.ipynb #13a1efb5
+import copy, json, re, sys
 from pathlib import Path
 
 import torch
@@ -231,7 +231,7 @@ class Qwen3VLWith3D(Qwen3VLWith3DBranch, Qwen3VLForConditionalGeneration): "Of f
 
 FAMILIES = dict(qwen2_vl=Qwen2VLWith3D, qwen2_5_vl=Qwen2_5_VLWith3D, qwen3_vl=Qwen3VLWith3D)
 
-# %% ../nbs/60_vl.ipynb #4b14f23b
+# %% ../nbs/60_vl.ipynb #e730d0f5
 LONGEST = 20_000   # characters of one text: more is a mistake, not a question
 CHATML = """{% for m in messages %}<|im_start|>{{ m['role'] }}
 {% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in c %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>
@@ -259,6 +259,7 @@ class Processor3D(ProcessorMixin):
 
     def attach(self, tok: ShapeTokenizer) -> 'Processor3D':
         "Itself, taking all that `tok.encode` takes."
+        @torch.no_grad()
         def latents(shape):
             file = isinstance(shape, (str, Path))
             tokens = shape if isinstance(shape, ShapeTokens) else ShapeTokens.load(shape) if file and is_tokens(shape) else tok.encode(shape)
@@ -266,6 +267,12 @@ class Processor3D(ProcessorMixin):
             return codes_at(tok.model, torch.as_tensor(tokens.indices, device=tok.device)).cpu(), torch.as_tensor(tokens.coords)
         self.latents_of = latents
         return self
+
+    def detached(self) -> 'Processor3D':
+        "A copy without the tokenizer, for other processes."
+        out = copy.copy(self)
+        out.latents_of = None
+        return out
 
     def sequence(self,
         shape,  # Anything `ShapeTokenizer.encode` takes, tokens or their file, a SparseTensor of latents, or (latents, places)
