@@ -245,14 +245,14 @@ class TextLoader(ShapeLoader):
 
 def _collated(asked, processor, items): return collate_3d_text([asked[i] for i in items], processor)
 
-# %% ../nbs/66_align.ipynb #e007b8c0
+# %% ../nbs/66_align.ipynb #f8b25254
 class Aligned(nn.Module):
     "A language model as a `Learner` sees it: from batches to logits of the answers' tokens; its state is what learns."
     def __init__(self, vl): super().__init__(); self.vl = vl
 
     def forward(self, batch):
         given = {k: v for k, v in batch.items() if k not in ('labels', 'item')}
-        return self.vl(**given, logits_to_keep=F.pad(batch['labels'][:, 1:] != -100, (0, 1))).logits
+        return self.vl(**given, logits_to_keep=F.pad(batch['labels'][:, 1:] != -100, (0, 1)), use_cache=False).logits
 
     def learning(self) -> dict: return {k: p for k, p in self.vl.named_parameters() if p.requires_grad}
     def state_dict(self, *args, **kwargs):

@@ -25,7 +25,7 @@ from .quantizer import joint_count
 from .retrieve import Encoder, Found, Layout, RetrievalConfig, padded
 from .weights import read_weights
 
-# %% ../nbs/64_baselines.ipynb #c6e6394e
+# %% ../nbs/64_baselines.ipynb #b6cbf28a
 FORMAT = 'sdfvq-sasrec-1'
 
 class SASRec(nn.Module):
@@ -51,8 +51,8 @@ class SASRec(nn.Module):
         "Mean loss of `target` (like `history`): what follows each place, -1 where that is not asked."
         x, layout = self._states(history)
         target = layout.pack(padded(target))
-        there = target >= 0
-        return F.cross_entropy(self._logits(x[there]), target[there], reduction='sum') / joint_count(int(there.sum()), x)
+        x, target = x[there := target >= 0], target[there]
+        return F.cross_entropy(self._logits(x), target, reduction='sum') / joint_count(len(target), x)
 
     @torch.no_grad()
     def scores(self, history: Tensor) -> Tensor:

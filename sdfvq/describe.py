@@ -138,7 +138,7 @@ def describe(
     [text] = answers(bridge, [dict(shape=tokens, question=prompt or bridge.prompt)], **options)
     return Description(text, tokens, bridge.tok.decode(tokens, level=level) if mesh else None)
 
-# %% ../nbs/67_describe.ipynb #1bf43973
+# %% ../nbs/67_describe.ipynb #4a3ba4d0
 @torch.inference_mode()
 def likelihoods(
     bridge: Bridge,
@@ -151,7 +151,7 @@ def likelihoods(
         x = {k: v.to(bridge.model.device) for k, v in collate_3d_text(items[i:i + batch], bridge.processor).items()}
         labels = x.pop('labels')[:, 1:]
         keep = labels.shape[1] - int((labels >= 0).any(0).nonzero()[0])            # logits before that are of the prompt, and large
-        labels, logits = labels[:, -keep:], bridge.model(**x, logits_to_keep=keep + 1).logits[:, :-1].float()
+        labels, logits = labels[:, -keep:], bridge.model(**x, logits_to_keep=keep + 1, use_cache=False).logits[:, :-1].float()
         each = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
         out += (each * (labels >= 0)).sum(1).tolist()
     return np.array(out)

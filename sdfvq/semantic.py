@@ -127,7 +127,7 @@ def pool_shapes(
     if not out.names: raise InputError(f"none of {len(found)} shapes can be read: {next(iter(out.left_out.values()))}")
     return out._replace(vectors=torch.stack(out.vectors))
 
-# %% ../nbs/63_semantic.ipynb #4de456d8
+# %% ../nbs/63_semantic.ipynb #76c4d240
 class SemanticIdTokenizer:
     "A model and the ids that it gave a corpus, each item's its own."
     WIDE = 32   # tuples near an item's vector that it may move to, where its own is another's
@@ -151,6 +151,9 @@ class SemanticIdTokenizer:
         out.collided = n
         return out
 
+    @property
+    def device(self): return next(self.model.buffers()).device
+
     def item(self, name: str) -> int:
         "The number of an item."
         if name in self.place: return self.place[name]
@@ -167,7 +170,7 @@ class SemanticIdTokenizer:
         x: Tensor,  # (N,D) any vectors
     ) -> Tensor:    # (N,L) int64
         "The tuples nearest to vectors, whether of items or not."
-        return self.model.semantic_ids(x)
+        return self.model.semantic_ids(x.to(self.device))
 
     def check(self, items: Items):
         "`InputError` where the corpus is not the one that the ids were made for."
@@ -197,7 +200,7 @@ class SemanticIdTokenizer:
         if items is not None: out.check(items)
         return out
 
-# %% ../nbs/63_semantic.ipynb #37c1b747
+# %% ../nbs/63_semantic.ipynb #f859da97
 class Match(NamedTuple):
     "An item, and how near it is."
     name: str
@@ -212,7 +215,7 @@ class SimilarIndex:
         self.tokenizer, self.items = tokenizer, items
         self.unit = self._unit(items.vectors)
 
-    def _unit(self, x): return F.normalize(self.tokenizer.model.there(x))
+    def _unit(self, x): return F.normalize(self.tokenizer.model.there(x.to(self.tokenizer.device))).cpu()
 
     def by_vector(self, x: Tensor, k: int = 10, but: int = -1) -> list:
         "The k items whose vectors are nearest to `x` (D,), but one."
@@ -224,7 +227,7 @@ class SimilarIndex:
         found = next(r for l in range(len(code), -1, -1) if len(r := c.within(code[:l])) >= min(k + (but >= 0), len(c)))
         return self._matches(x, found, k, but)
 
-    def _code(self, x, item): return self.tokenizer.catalogue.ids[item] if item >= 0 else self.tokenizer.tokenize(x[None])[0]
+    def _code(self, x, item): return self.tokenizer.catalogue.ids[item] if item >= 0 else self.tokenizer.tokenize(x[None])[0].cpu()
 
     def _matches(self, x, found, k, but):
         found, code = found[found != but], self._code(x, but)
@@ -338,13 +341,13 @@ def read_item_config(
     if not 0 <= t.held_out < 1: raise InputError(f"held_out must lie in [0, 1), got {t.held_out}")
     return ItemConfig(model, t, tuple(aside), 'input_dim' in flat)
 
-# %% ../nbs/63_semantic.ipynb #a73cd457
+# %% ../nbs/63_semantic.ipynb #6f729db7
 class VectorLoader:
     "Batches (B,D) of items, each as input and target; shuffled ones are full, and what an epoch leaves over comes in others."
     def __init__(self, vectors: Tensor, bs: int, seed: int = 0, shuffle: bool = True, rank: int = 0, world: int = 1):
         self.vectors, self.bs, self.seed, self.shuffle, self.rank, self.world = vectors, bs, seed, shuffle, rank, world
         self.dataset, self.skipped, self.epoch, self.step, self._from = self, {}, 0, 0, 0
-        self.plan = zlib.crc32(repr((tuple(vectors.shape), float(vectors.double().sum()), bs, seed, shuffle, world)).encode())
+        self.plan = zlib.crc32(repr((tuple(vectors.shape), zlib.crc32(vectors.numpy(force=True)), bs, seed, shuffle, world)).encode())
 
     def __len__(self): return max(len(self.vectors) // (self.bs * self.world), 1) if self.shuffle else -(-len(self.vectors) // self.bs)
 
@@ -497,7 +500,7 @@ def train_items(
     used = {}
     if not rank:
         tok = SemanticIdTokenizer.make(model, items, t.digit)
-        codes = ItemCodes(None, None, tok.tokenize(items.vectors.to(device)), {}, None, c.num_codes)
+        codes = ItemCodes(None, None, tok.tokenize(items.vectors), {}, None, c.num_codes)
         tok.model.cpu()
         SimilarIndex(tok, items).save(folder.path, overwrite=True)
         used = dict(items=len(items.names), left_out=items.left_out, collided=tok.collided, usage=codes.usage.tolist(), entropy=codes.entropy.tolist())

@@ -131,7 +131,7 @@ class PositionEncoder3D(nn.Module):
         angles = places.float()[..., None] * (math.pi * self.max_coord ** -steps)
         return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
 
-# %% ../nbs/57_sequence3d.ipynb #c6c8588e
+# %% ../nbs/57_sequence3d.ipynb #6e427600
 class Projector3D(nn.Module):
     "Latents and places as word embeddings: linear, or an MLP with GELU, then a norm whose gain is that of the embedding table."
     def __init__(self,
@@ -176,7 +176,7 @@ class Projector3D(nn.Module):
     ) -> Tensor:         # (...,H), in the dtype of the weights
         x = (feats.float() - self.mean) / self.std
         if self.position is not None: x = torch.cat([x, self.position(places)], -1)
-        return self.norm(self.layers(x.to(self.norm.weight.dtype)))
+        return self.norm(self.layers(x.to(self.norm.weight.dtype)).to(self.norm.weight.dtype))     # autocast made it half as fine
 
 # %% ../nbs/57_sequence3d.ipynb #99120fef
 def runs(

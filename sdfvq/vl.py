@@ -62,7 +62,7 @@ def family(
     if (kind := config.model_type) not in FAMILIES: raise InputError(f"VL checkpoint is of family {kind!r}, wanted {', '.join(FAMILIES)}")
     return FAMILIES[kind]
 
-# %% ../nbs/60_vl.ipynb #1488a000
+# %% ../nbs/60_vl.ipynb #8d88d125
 class Qwen3VLWith3DBranch:
     "Qwen2-VL, Qwen2.5-VL or Qwen3-VL that reads shapes; with `attach` it takes them as sparse SDFs, too."
     vae = None
@@ -125,7 +125,7 @@ class Qwen3VLWith3DBranch:
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None, labels=None,
                 pixel_values=None, pixel_values_videos=None, image_grid_thw=None, video_grid_thw=None, mm_token_type_ids=None,
-                logits_to_keep=0,
+                logits_to_keep=0,   # As the base's; or (B,L) bool: logits (n,V) of these alone
                 shape_feats=None,   # (B,N,C) latents in the order of the placeholders
                 shape_coords=None,  # (B,N,3) their places, -1 where a row has none
                 **kwargs):
@@ -139,9 +139,13 @@ class Qwen3VLWith3DBranch:
         elif input_ids is not None and not (past_key_values and past_key_values.get_seq_length()):
             if bool((input_ids == self.config.shape_config['token_id']).any()):
                 raise InputError("the prompt has a place for a shape, and none came: give the shape to the processor")
-        return super().forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-                               past_key_values=past_key_values, inputs_embeds=inputs_embeds, labels=labels, pixel_values=pixel_values,
-                               pixel_values_videos=pixel_values_videos, logits_to_keep=logits_to_keep, **grids, **kwargs)
+        given = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values,
+                     inputs_embeds=inputs_embeds, labels=labels, pixel_values=pixel_values, pixel_values_videos=pixel_values_videos)
+        if not (torch.is_tensor(logits_to_keep) and logits_to_keep.dtype == torch.bool):
+            return super().forward(**given, logits_to_keep=logits_to_keep, **grids, **kwargs)
+        hook = self.lm_head.register_forward_pre_hook(lambda _, x: (x[0][logits_to_keep],))     # not every transformers 5 takes a mask
+        try: return super().forward(**given, **grids, **kwargs)
+        finally: hook.remove()
 
     def _where(self, input_ids, coords):
         "(B,L) bool: the placeholders, exactly as many as there are 3D tokens."
