@@ -124,7 +124,7 @@ def _over(inputs, field, like, output, overwrite):
     say(str(output))
     if lost := [f'{name} ({p})' for name, p, n in zip(names, inputs, counts) if not n]: raise InputError(f"{', '.join(lost)}: no voxel of {like} is inside; was it made from this scan?")
 
-# %% ../nbs/92_commands_tokens.ipynb #92eac042
+# %% ../nbs/92_commands_tokens.ipynb #153e42ff
 @app.command()
 def evaluate(data: Annotated[list[Path], typer.Argument(help='Folders, lists (.txt), tables (.csv) or files of meshes.')], output: Output,
              model: Model = Path('small'),
@@ -134,10 +134,11 @@ def evaluate(data: Annotated[list[Path], typer.Argument(help='Folders, lists (.t
              draco: Annotated[bool, typer.Option(help='Compare with Draco in as many bytes.')] = True,
              device: Device = 'cpu', overwrite: Overwrite = False):
     "Encodes and decodes meshes, compares what came back, and writes report.html, report.json and shapes.csv."
-    from sdfvq.evaluate import check_report, evaluate, tables, write_report
+    from sdfvq.evaluate import FILES, evaluate, tables, write_report
     from sdfvq.items import find_items
+    from sdfvq.report import check_report
     from sdfvq.tokenizer import ShapeTokenizer
-    check_report(output, overwrite)
+    check_report(output, FILES, overwrite)
     items = [i for source in data for i in find_items(source) if split is None or i.columns.get('split') == split]
     if not items: raise InputError(f'no shape has the split {split!r}; it is a column of the table')
     items, tok = spread(items, limit), ShapeTokenizer.from_pretrained(model, device)
