@@ -15,7 +15,7 @@ from rich.table import Table
 
 from .commands import Device, FreeDevice, app, console, errors, ignored, note, resumable, say
 
-# %% ../nbs/94_commands_items.ipynb #36fd040a
+# %% ../nbs/94_commands_items.ipynb #3a40916d
 @app.command()
 def rqvae(items: Annotated[Path, typer.Argument(metavar='ITEMS', help='Vectors: .npy (N,D) or a CSV; or, with --weights, a folder or table of shapes.')],
           output: Annotated[Path, typer.Option('-o', '--output', help='Run folder; in the end an index for `sdfvq similar`.')],
@@ -34,7 +34,8 @@ def rqvae(items: Annotated[Path, typer.Argument(metavar='ITEMS', help='Vectors: 
           seed: Annotated[Optional[int], typer.Option(help='Of weights, split and order.')] = None):
     "A semantic id for each item; SIGTERM saves and ends with code 143, --resume goes on."
     from sdfvq.runs import RunFolder
-    from sdfvq.semantic import read_item_config, read_items, train_items
+    from sdfvq.semantic import read_items
+    from sdfvq.train_items import read_item_config, train_items
     settings = read_item_config(config or (RunFolder(output).config() if resume else None), kind=kind, num_codes=codes, depth=depth, digit=digit, max_steps=steps,
                                 seconds=seconds, batch_size=batch, lr=lr, seed=seed)
     ignored(settings.aside)
@@ -62,7 +63,7 @@ def similar(shape: Annotated[str, typer.Argument(metavar='SHAPE', help='A mesh o
         for m in matches: table.add_row(escape(m.name), ' '.join(map(str, m.id)), str(m.shared), f'{m.cosine:.3f}')
         console.print(table, soft_wrap=True)
 
-# %% ../nbs/94_commands_items.ipynb #1c3cd856
+# %% ../nbs/94_commands_items.ipynb #a7e9a00b
 retrieve = typer.Typer(no_args_is_help=True, help='What comes next: a recommender over semantic ids, beside SASRec, popularity and random ids.')
 app.add_typer(retrieve, name='retrieve')
 
@@ -84,7 +85,8 @@ def retrieve_train(data: Annotated[Path, typer.Argument(help='Folder of MovieLen
                    resume: Annotated[bool, typer.Option('--resume', help='Go on with the run in the folder.')] = False,
                    device: FreeDevice = ''):
     "Trains ours and what it must be compared with, and prints the table; SIGTERM saves and ends with code 143, --resume goes on."
-    from sdfvq.recommend import compare, read_recommend, settings_of, table_text, train_retrieval
+    from sdfvq.ranking import read_recommend
+    from sdfvq.recommend import compare, settings_of, table_text, train_retrieval
     settings, aside = read_recommend(config or (settings_of(output) if resume else None), models=models, seeds=seeds, steps=steps, batch=batch, lr=lr, core=core,
                                      max_items=max_items, seed=seed)
     ignored(aside)

@@ -14,7 +14,7 @@ import typer
 from .commands import Device, FreeDevice, Overwrite, app, complain, errors, ignored, note, resumable, say, say_files, spread
 from .core import InputError, check_output
 
-# %% ../nbs/95_commands_language.ipynb #310ea331
+# %% ../nbs/95_commands_language.ipynb #8c8675d5
 @app.command()
 def align(data: Annotated[Optional[Path], typer.Argument(help='Folder that `sdfvq prepare` wrote, with captions, or a table with file and caption, or question and answer; by default the config\'s.')] = None,
           output: Annotated[Optional[Path], typer.Option('-o', '--output', help='Folder for runs; each has one in it, named by its settings.')] = None,
@@ -32,7 +32,8 @@ def align(data: Annotated[Optional[Path], typer.Argument(help='Folder that `sdfv
           device: FreeDevice = '',
           seed: Annotated[Optional[int], typer.Option(help='Of weights, split and order.')] = None):
     "Teaches a language model to read shapes; SIGTERM saves and ends with code 143, --resume goes on."
-    from sdfvq.align import align, read_align_config
+    from sdfvq.align import align
+    from sdfvq.align_data import read_align_config
     settings, aside = read_align_config(config, vl_model=vl, weights=weights and str(weights), lora_r=lora_r, dummy_samples=dummy, epochs=epochs, seconds=seconds,
                                         batch_size=batch, lr=lr, max_3d_tokens=tokens, seed=seed)
     if data and settings.dummy_samples: raise InputError("give either DATA or --dummy-data, not both")
@@ -43,7 +44,7 @@ def align(data: Annotated[Optional[Path], typer.Argument(help='Folder that `sdfv
     for name, why in done['skipped'].items(): note(f'skipped {name}: {why}')
     say(f"{done['run']}: {done['learning']:,} weights learned from {done['questions']} questions, {done['valid']} held out, {len(done['skipped'])} skipped; log in {done['run'] / 'log.csv'}")
 
-# %% ../nbs/95_commands_language.ipynb #a9a1ef67
+# %% ../nbs/95_commands_language.ipynb #c2832657
 Run = Annotated[Path, typer.Option('--run', help='Run folder that `sdfvq align` wrote.')]
 Prompt = Annotated[Optional[str], typer.Option(help="What is asked; by default as in the run's training.")]
 Longest = Annotated[int, typer.Option('--max-words', min=1, help='Longest answer, in tokens of the language model.')]
@@ -83,9 +84,11 @@ def evaluate_vl(output: Annotated[Path, typer.Option('-o', '--output', help='Fol
                 sbert: Annotated[Optional[Path], typer.Option(help='Folder of a sentence-transformers model, for S-BERT; none is fetched.')] = None,
                 batch: Annotated[int, typer.Option(min=1, help='Questions at once.')] = 8, longest: Longest = 32, device: Device = 'cpu', overwrite: Overwrite = False):
     "Asks a model about shapes it has not seen, about none, and about others in their place; scores beside what guesses are worth."
-    from sdfvq.describe import check_vl_report, evaluate_vl, held_out, open_run, read_questions, tables, write_vl_report
+    from sdfvq.describe import held_out, open_run
+    from sdfvq.evaluate_vl import FILES, evaluate_vl, read_questions, tables, write_vl_report
+    from sdfvq.report import check_report
     if (data is None) == (not dummy): raise InputError("nothing to ask: give DATA, or --dummy-data N for generated questions" if data is None else "give either DATA or --dummy-data, not both")
-    check_vl_report(output, overwrite)
+    check_report(output, FILES, overwrite)
     bridge = open_run(run, device)
     items, seen = held_out(run, dummy) if dummy else (read_questions(data, prompt or bridge.prompt, split, bridge.tok.resolution), None)
     with errors.status('asking') as status:
@@ -103,6 +106,6 @@ def smoke_vl(quick: Annotated[bool, typer.Option('--quick', help='Tiny random mo
              weights: Annotated[Optional[Path], typer.Option('--weights', '-w', help='Run or checkpoint of `sdfvq train`; by default a random tokenizer.')] = None, device: Device = 'cpu'):
     "Runs the whole language bridge once, each step checked: shapes, model, learning, answers, a mesh, controls, a shape in words."
     if quick == (vl is not None): raise InputError("give either --quick, for tiny random models, or --vl with the checkpoint to try")
-    from sdfvq.describe import smoke_vl
+    from sdfvq.evaluate_vl import smoke_vl
     rows = smoke_vl(vl, weights, device, say=lambda step, what, seconds: say(f'{step:18} {seconds:6.1f} s  {what}'))
     say(f'all well, in {sum(seconds for *_, seconds in rows):.0f} s')

@@ -7,18 +7,17 @@ __all__ = ['CUBE', 'VOXELS', 'F_CUBE', 'F_VOXEL', 'MEASURES', 'RED', 'SHOWN', 'L
            'scores', 'evaluate_shape', 'side_by_side', 'Evaluation', 'evaluate', 'spread', 'ratios', 'summary',
            'tables', 'write_report']
 
-# %% ../nbs/52_evaluate.ipynb #3d65ad9c
-import json, math, time
+# %% ../nbs/52_evaluate.ipynb #bfd55342
+import math, time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from .core import InputError, atomic_write, check_output, voxel_size
+from .core import InputError, voxel_size
 from .draco import NEEDS, codecs, squeeze
 from .geometry import closest_point
-from .items import find_items, write_table
+from .items import write_table
 from .mesh import load_mesh
 from .metrics import compare, volume_iou
 from .quantize import codebook_health
