@@ -21,12 +21,20 @@ from typer.core import TyperGroup
 
 from .core import InputError
 
-# %% ../nbs/90_commands.ipynb #19d666b0
+# %% ../nbs/90_commands.ipynb #3b011dd9
 console, errors = Console(force_jupyter=False), Console(stderr=True, force_jupyter=False)
 
-def say(text): console.print(text, markup=False, soft_wrap=True, highlight=False)   # a file's name may look like markup
-def note(text): errors.print(text, markup=False, soft_wrap=True, highlight=False)
-def complain(e): errors.print('[red]error:[/] ' + escape(str(e).replace('\n', ' ')), soft_wrap=True, highlight=False)
+def say(text):
+    "A line on stdout, as it stands: a file's name may look like markup."
+    console.print(text, markup=False, soft_wrap=True, highlight=False)
+
+def note(text):
+    "A line on stderr, as it stands."
+    errors.print(text, markup=False, soft_wrap=True, highlight=False)
+
+def complain(e):
+    "What is wrong with the input, in one line on stderr."
+    errors.print('[red]error:[/] ' + escape(str(e).replace('\n', ' ')), soft_wrap=True, highlight=False)
 
 class _Group(TyperGroup):
     def invoke(self, ctx):
@@ -48,7 +56,7 @@ def resumable():
         note(f'{e}; go on with --resume')
         raise typer.Exit(143)
 
-# %% ../nbs/90_commands.ipynb #b6a9ff9b
+# %% ../nbs/90_commands.ipynb #a32acc36
 Output = Annotated[Path, typer.Option('-o', '--output', help='Where the result goes.')]
 Overwrite = Annotated[bool, typer.Option('--overwrite', help='Replace existing output.')]
 Device = Annotated[str, typer.Option(help='cpu, cuda, cuda:1, …')]
@@ -60,14 +68,19 @@ def ignored(names):
     "Tells of settings that have nothing to set here."
     if names: note(f"nothing to set here: {', '.join(names)}")
 
-def say_files(files, what='results'): say('\n'.join([f'{what}:', *(f'  {f}' for f in files)]))
+def say_files(files, what='results'):
+    "Where they are."
+    say('\n'.join([f'{what}:', *(f'  {f}' for f in files)]))
 
 def print_table(rows):
+    "(name, value) under each other."
     table = Table(show_header=False, box=None)
     for name, value in rows: table.add_row(name, str(value))
     console.print(table)
 
-def spread(items, limit): return [items[k * len(items) // limit] for k in range(limit)] if limit and limit < len(items) else items   # evenly
+def spread(items, limit):
+    "`limit` of the items, evenly spread; None: all."
+    return [items[k * len(items) // limit] for k in range(limit)] if limit and limit < len(items) else items
 
 class Bar:
     "Progress with rate, time left and failures: a bar on a terminal, elsewhere a line now and then."
