@@ -3,7 +3,7 @@
     python bench/retrieve.py [--sparse] [--seeds 3] [--config bench/retrieve.yaml] [--device cuda] [--run folder] [--out folder]
     python bench/retrieve.py --times [--events 32000000] [--device cuda]
 
-Histories are drawn from a model that is known (`sdfvq.interactions.simulate`), written as ml-100k writes them and read from there; leave-last-out, all
+Histories are drawn from a model that is known (`sdfvq.simulate`), written as ml-100k writes them and read from there; leave-last-out, all
 items are ranked, weights are chosen on validation. --sparse: few events of an item, as at Amazon, where what is known of items counts. The ceiling is the ranking by the true model. A run that was stopped goes on where it was."""
 import argparse, json, tempfile, time
 from dataclasses import asdict
@@ -14,9 +14,11 @@ import torch
 
 from harness import machine, timed
 from sdfvq.baselines import evaluate_ranker, leave_out, random_ids
-from sdfvq.interactions import gathered, read_events, read_interactions, simulate, write_movielens
-from sdfvq.recommend import CUTOFFS, KINDS, compare, read_recommend, result, table_text, train_retrieval
+from sdfvq.interactions import gathered, read_events, read_interactions
+from sdfvq.ranking import KINDS, read_recommend
+from sdfvq.recommend import CUTOFFS, compare, result, table_text, train_retrieval
 from sdfvq.retrieve import EncoderDecoderRetrievalModel, RetrievalConfig
+from sdfvq.simulate import simulate, write_movielens
 
 SIZES = dict(dense=dict(users=943, items=1682, events=100_000, least=20), sparse=dict(users=2000, items=2500, events=18_000, least=5, skew=.4))   # what is popular counts for less, as at Amazon
 STEPS = dict(dense={}, sparse=dict(steps=200, i_log=100, beams=20, sasrec=dict(steps=300, i_log=100)))

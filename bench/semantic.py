@@ -19,7 +19,7 @@ from harness import Row, gpu, growth, machine, main, peak
 from sdfvq.catalogue import Catalogue, collisions, from_keys, resolve
 from sdfvq.codebook import kmeans
 from sdfvq.rqvae import ResidualKMeans, RqVae, mlp
-from sdfvq.semantic import RqVaeLoss, VectorLoader
+from sdfvq.train_items import RqVaeLoss, VectorLoader
 
 K, L = 256, 3
 MILLION = 1_000_000

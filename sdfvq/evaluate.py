@@ -5,24 +5,23 @@
 # %% auto #0
 __all__ = ['CUBE', 'VOXELS', 'F_CUBE', 'F_VOXEL', 'MEASURES', 'RED', 'SHOWN', 'LOWER', 'SAYS', 'FILES', 'RoundTrip', 'round_trip',
            'scores', 'evaluate_shape', 'side_by_side', 'Evaluation', 'evaluate', 'spread', 'ratios', 'summary',
-           'tables', 'check_report', 'write_report']
+           'tables', 'write_report']
 
-# %% ../nbs/52_evaluate.ipynb #6d941366
-import json, math, time
+# %% ../nbs/52_evaluate.ipynb #bfd55342
+import math, time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from .core import InputError, atomic_write, check_output, voxel_size
+from .core import InputError, voxel_size
 from .draco import NEEDS, codecs, squeeze
 from .geometry import closest_point
-from .items import find_items, write_table
+from .items import write_table
 from .mesh import load_mesh
 from .metrics import compare, volume_iou
 from .quantize import codebook_health
-from .report import report
+from .report import check_report, report, write_json
 from .tokenizer import ShapeTokenizer
 from .tokens import ShapeTokens
 from .view import CLAY, Drawable, camera_axes, thinned
@@ -191,7 +190,7 @@ def summary(out: Evaluation) -> dict:
     s['chamfer_ratios'] = {f'codes {d} / {other}': r for d in range(1, out.depth + 1) for other in ('continuous', f'draco {d}') if (r := ratios(out, f'codes {d}', other))}
     return s
 
-# %% ../nbs/52_evaluate.ipynb #61fd80b6
+# %% ../nbs/52_evaluate.ipynb #0d063a9a
 SAYS = {'codes': 'codes, depth', 'continuous': 'continuous twin', 'draco': 'Draco, bytes of depth', 'file: field': 'field, against the file',
         'file: codes': 'codes, against the file'}
 
@@ -226,13 +225,6 @@ def _failures(out): return {'Failed': [(r['name'], r['error']) for r in out.rows
 
 FILES = 'report.html', 'report.json', 'shapes.csv'
 
-def check_report(
-    folder,                   # Where the report goes
-    overwrite: bool = False,  # May existing files be replaced?
-) -> list:                    # paths of `FILES`
-    "Can they be written? To be asked before the work."
-    return [check_output(Path(folder)/name, overwrite) for name in FILES]
-
 def write_report(
     out: Evaluation,
     folder,                   # Where it goes
@@ -240,17 +232,11 @@ def write_report(
     title: str = 'sdfvq evaluate',
 ) -> list:                    # paths written
     "A page with the worst shapes to turn, JSON with everything, and a CSV line for each shape; each file whole or not at all."
-    page, data, table = check_report(folder, overwrite)
+    page, data, table = check_report(folder, FILES, overwrite)
     panels = {f'{i}. {name}: F 0.01 {100 * f:.1f} %': d for i, (f, name, d) in enumerate(out.worst, 1)}
     report(page, panels or {'nothing': Drawable(np.zeros((0, 3)), np.zeros((0, 3)))}, tables(out), title, least=26, overwrite=overwrite)
-    with atomic_write(data) as tmp: tmp.write_text(json.dumps(_finite(summary(out) | dict(rows=out.rows)), indent=1, ensure_ascii=False), encoding='utf-8')
+    write_json(data, summary(out) | dict(rows=out.rows))
     flat = [{k: v for k, v in r.items() if k not in ('lines', 'seconds')} | {f'seconds {k}': v for k, v in r.get('seconds', {}).items()} |
             {f'{line} {k}': v for line, values in r.get('lines', {}).items() for k, v in values.items()} for r in out.rows]
     write_table(flat, list(dict.fromkeys(k for r in flat for k in r)), table)
     return [page, data, table]
-
-def _finite(x):
-    "JSON has no infinity: null, as of what is infinitely far."
-    if isinstance(x, dict): return {k: _finite(v) for k, v in x.items()}
-    if isinstance(x, list): return [_finite(v) for v in x]
-    return None if isinstance(x, float) and not math.isfinite(x) else x

@@ -35,10 +35,13 @@ def shapes():
 def test_vl(kind, lora):
     "A step of an alignment, what is said and how likely: in the processor's hands all is on the CPU, in the model's none."
     pytest.importorskip('transformers')
-    from sdfvq.align import AlignConfig, Aligned, AnswerLoss, Exact, what_learns
-    from sdfvq.describe import Bridge, answers, likelihoods
+    from sdfvq.align import Aligned, AnswerLoss, Exact, what_learns
+    from sdfvq.align_data import AlignConfig
+    from sdfvq.describe import Bridge, answers
+    from sdfvq.evaluate_vl import likelihoods
     from sdfvq.loader import collate
-    from sdfvq.vl import Qwen3VLWith3DBranch, collate_3d_text, small_config, small_processor
+    from sdfvq.processor3d import collate_3d_text, small_processor
+    from sdfvq.vl import Qwen3VLWith3DBranch, small_config
     tok, fields = shapes()
     items = [dict(shape=[f] if i else fields[:2], question='what is it?', answer='a ball') for i, f in enumerate(fields)]
     p = small_processor(['what is it? a ball'], 24).attach(tok)
@@ -62,7 +65,7 @@ def test_vl(kind, lora):
 def test_retrieval(elsewhere):
     "A step, a search and the measures of both networks; a catalogue from there is welcome, too."
     from sdfvq.baselines import Popularity, SASRec, evaluate_ranker, leave_out, random_ids
-    from sdfvq.recommend import ranker
+    from sdfvq.ranking import ranker
     from sdfvq.retrieve import EncoderDecoderRetrievalModel, RetrievalConfig
     histories = [np.random.default_rng(i).integers(0, 40, 4 + i % 5) for i in range(12)]
     net, ids = RetrievalConfig(16, 2, 2, user_buckets=3), random_ids(40, 6, 3)
@@ -80,7 +83,8 @@ def test_retrieval(elsewhere):
 def test_semantic(elsewhere, settings):
     "Start, steps and ids of a corpus that stays on the CPU; and the index of a model that stays there."
     from sdfvq.rqvae import RqVae
-    from sdfvq.semantic import IdHealth, Items, RqVaeLoss, SemanticIdTokenizer, SimilarIndex, item_dataloaders
+    from sdfvq.semantic import Items, SemanticIdTokenizer, SimilarIndex
+    from sdfvq.train_items import IdHealth, RqVaeLoss, item_dataloaders
     x = torch.randn(300, 8)
     x[:, 6:] = (x[:, 6:] > 0).float()
     items = Items([str(i) for i in range(300)], x)

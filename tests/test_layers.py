@@ -67,6 +67,8 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'inspect':   MODELS | {'losses', 'fastai'},
     'interactions': Only({'core'}),
     'histories': Only({'core'}),
+    'texts':     Only({'core'}),
+    'simulate':  Only({'core', 'interactions'}),
     'catalogue': Only({'core', 'weights'}),
     'coder':     Only(),
     'tokens':    MODELS | QUANTIZERS | {'conv', 'attention', 'fastai'},
@@ -76,20 +78,31 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'sequence3d': Only({'core', 'sparse'}),
     'selftest':  MODELS | {'fastai'},
     'demo':      {'vl', 'retrieve'},
-    'vl':        {'retrieve'},
+    'processor3d': MODELS | {'losses', 'conv', 'attention', 'fastai'},
+    'vl':        {'retrieve', 'fastai'},
     'words':     MODELS | QUANTIZERS | {'fastai', 'transformers'},
-    'semantic':  {'conv', 'attention', 'vl', 'retrieve'},
+    'semantic':  {'conv', 'attention', 'vl', 'retrieve', 'fastai'},
+    'train_items': {'conv', 'attention', 'vl', 'retrieve'},
     'retrieve':  {'conv', 'attention', 'vl'},
     'baselines': {'conv', 'attention', 'vl'},
     'questions': MODELS | QUANTIZERS | {'fastai', 'transformers', 'tokens'},
+    'align_data': {'retrieve', 'losses', 'conv', 'attention', 'fastai'},
     'align':     {'retrieve', 'losses', 'conv', 'attention'},
     'describe':  {'retrieve', 'losses', 'conv', 'attention'},
+    'evaluate_vl': {'retrieve', 'losses', 'conv', 'attention'},
+    'windows':   {'conv', 'attention', 'vl', 'fastai'},
+    'ranking':   {'conv', 'attention', 'vl'},
     'recommend': {'conv', 'attention', 'vl'},
-    'commands':  set(),
-    'cli':       set(),
+    'commands':  Only({'core', 'train'}),
+    'commands_data': MODELS | {'tokenizer', 'train', 'fastai'},
+    'commands_tokens': {'vl', 'retrieve'},
+    'commands_view': {'vl', 'retrieve'},
+    'commands_items': {'conv', 'attention', 'vl'},
+    'commands_language': {'retrieve', 'losses', 'conv', 'attention'},
+    'cli':       Only({'commands', 'commands_data', 'commands_tokens', 'commands_view', 'commands_items', 'commands_language'}),
 }
 CORE_NEVER = {'fastai', 'transformers'}                     # `Only` speaks of our modules; core has this besides
-ALONE = {'transformers': {'vl'}, 'peft': {'vl'},            # package: the only modules that import it
+ALONE = {'transformers': {'processor3d', 'vl'}, 'peft': {'processor3d', 'vl'},            # package: the only modules that import it
          'spconv': {'conv'}, 'torchsparse': {'conv'}}
 LATE = {('ops', 'kernels'), ('ops', 'nearest'), ('ops', 'norm'), ('ops', 'cuda'), ('kernels', 'hopper'),   # loads of a later room, by name at the first CUDA call
         ('voxelize', 'compact'), ('view', 'explore')}                                                # or at the first such file, the first sparse tensor to draw

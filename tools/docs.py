@@ -14,7 +14,7 @@ from sdfvq import _PUBLIC
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT/'_docs'
 ROOM = {'0': 'Foundation', '1': 'Shapes', '2': 'Sparse tensors', '3': 'Models', '4': 'Data and training',
-        '5': 'Tokens', '6': 'Language and retrieval', '7': 'Command line'}
+        '5': 'Tokens', '6': 'Language and retrieval', '7': 'Language and retrieval', '9': 'Command line'}
 FIRST = ['', 'Tutorials', 'Explanations']   # of the sidebar's groups, before the rooms
 LINK = re.compile(r'\b(href|src)="([^"]*)"')
 HEADING = re.compile(r'<h([234])[^>]*\bid="([^"]*)"[^>]*>(.*?)</h\1>', re.S)
