@@ -10,7 +10,8 @@ import torch
 from transformers import AutoConfig
 
 from harness import gpu, machine, timed
-from sdfvq.vl import Qwen3VLWith3DBranch, add_lora, collate_3d_text, small_config, small_processor
+from sdfvq.processor3d import collate_3d_text, small_processor
+from sdfvq.vl import Qwen3VLWith3DBranch, add_lora, small_config
 from sdfvq.vqvae import SparseSDFVQVAE, preset
 
 BATCH, NEW = 4, 64

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COMPACT', 'BLOCK', 'blocks_of', 'pack_blocks', 'unpack_blocks', 'unpack_blocks_reference', 'save_compact', 'expand']
 
-# %% ../nbs/16_compact.ipynb #d05f8112
+# %% ../nbs/16_compact.ipynb #aa37d673
+from bisect import bisect_left
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from .core import MISSING, InputError, Transform
 from .ops import ext
 from .voxelize import SparseSDF, npz_output
 
-# %% ../nbs/16_compact.ipynb #1a03b0ff
+# %% ../nbs/16_compact.ipynb #b1b5e796
 COMPACT = 1  # version of the format
 BLOCK = 8    # edge of a block, in voxels
 
@@ -29,9 +30,15 @@ def blocks_of(
     return full[:, None] // places & 0xffff, np.repeat(row, np.diff(first, append=len(key)))
 
 def pack_blocks(
-    coords,  # (N,3) int32 voxels, unique, from 0 on
+    coords,  # (N,3) int32 voxels, unique, from 0 on, sorted lexicographically
 ) -> tuple:
     "Blocks (M,3) uint16 that hold the voxels, sorted, and their occupancy bits (M,8,8) uint8."
+    x = coords[:, 0]
+    ends = [0, *(bisect_left(x, first) for first in range(BLOCK, int(x.max(initial=0)) + 1, BLOCK)), len(x)]
+    return tuple(map(np.concatenate, zip(*(_pack_layer(coords[a:b]) for a, b in zip(ends, ends[1:])))))   # of all at once: 40 bytes a voxel
+
+def _pack_layer(coords):
+    "Of one layer of blocks along x, which come after those of the layers before."
     (blocks, row), (x, y, z) = blocks_of(coords), (coords % BLOCK).T
     bits = np.bincount((row * BLOCK + x) * BLOCK + y, weights=1 << z, minlength=len(blocks) * BLOCK**2)   # each bit once: the sum is the union
     return blocks.astype(np.uint16), bits.astype(np.uint8).reshape(-1, BLOCK, BLOCK)

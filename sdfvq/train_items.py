@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GIN', 'MODES', 'ASIDE', 'ONLY', 'ItemTrainer', 'ItemConfig', 'read_item_config', 'VectorLoader', 'item_dataloaders',
-           'RqVaeLoss', 'IdHealth', 'ItemStart', 'Temperature', 'ItemGuard', 'ItemLearner', 'rqvae_learner',
+           'RqVaeLoss', 'IdHealth', 'own_part', 'ItemStart', 'Temperature', 'ItemGuard', 'ItemLearner', 'rqvae_learner',
            'fit_items', 'train_items']
 
 # %% ../nbs/73_train_items.ipynb #c7a4e79f
@@ -110,7 +110,7 @@ def read_item_config(
     if not 0 <= t.held_out < 1: raise InputError(f"held_out must lie in [0, 1), got {t.held_out}")
     return ItemConfig(model, t, tuple(aside), 'input_dim' in flat)
 
-# %% ../nbs/73_train_items.ipynb #76211026
+# %% ../nbs/73_train_items.ipynb #e5946cd5
 class VectorLoader(Resumable):
     "Batches (B,D) of items, each as input and target; shuffled ones are full, and what an epoch leaves over comes in others."
     unlike = "the run began with other items, another batch, seed or number of processes"
@@ -172,12 +172,18 @@ class IdHealth(Metric):
     @property
     def name(self): return self.what if self.level is None else f'{self.what}_{self.level}'
 
+def own_part(
+    x: Tensor,  # (N,D) of all
+) -> Tensor:    # (n,D)
+    "This process's part, such that all parts, one after the other, are `x` again: what is drawn of it is what one process draws."
+    rank, world = processes()
+    return x.tensor_split(world)[rank]
+
 class ItemStart(Callback):
     "Units of all items and codes by k-means, before the first batch."
     order = StageFreeze.order + 1
     def before_fit(self):
-        loader, model = self.dls.train, self.model
-        model.start(loader.vectors[loader.rank::loader.world])
+        self.model.start(own_part(self.dls.train.vectors))
 
 class Temperature(Callback):
     "Of the Gumbel estimator: by equal factors from `high` to `low`."
@@ -247,7 +253,7 @@ def train_items(
     torch.manual_seed(t.seed)
     model = KINDS[t.kind](c).to(device)
     set_seed(t.seed + rank)
-    if t.kind == 'kmeans': model.start(items.vectors[rank::world].to(device), seed=t.seed)
+    if t.kind == 'kmeans': model.start(own_part(items.vectors).to(device), seed=t.seed)
     else: fit_items(item_dataloaders(items.vectors, t.batch_size, t.held_out, t.seed, device), model, folder, t, state)
     used = {}
     if not rank:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERSION', 'PROBE', 'WIDEST', 'LEAST', 'npz_output', 'SparseSDF', 'voxelize', 'planned', 'check_grid', 'march']
 
-# %% ../nbs/11_voxelize.ipynb #51a1b7db
+# %% ../nbs/11_voxelize.ipynb #c663ea1c
 import zipfile
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -15,10 +15,10 @@ import numpy as np
 import torch, trimesh
 
 from . import contour, geometry
-from .core import MISSING, InputError, Transform, atomic_write, check_output, pack_keys, unpack_keys, voxel_size, voxel_to_cube
+from .core import MISSING, InputError, Transform, atomic_write, check_output, voxel_size, voxel_to_cube
 from .faces import distinct, oriented
 from .mesh import check_mesh, make_mesh, normalize as fit_cube, used_vertices
-from .sign import across_openings, enclosing, flood, inside
+from .sign import across_openings, enclosing, flood, inside, plane_keys, planes, slabs
 from .solid import SHELL, make_plan
 
 # %% ../nbs/11_voxelize.ipynb #401e1ae9
@@ -109,7 +109,7 @@ def _fields(f, name, grid):
                 transform=Transform(float(f['scale']), f['offset']) if made_here else Transform(),
                 sign=str(f['sign']) if 'sign' in f else "unknown (file made by others)")
 
-# %% ../nbs/11_voxelize.ipynb #042889db
+# %% ../nbs/11_voxelize.ipynb #89dd049f
 def voxelize(
     vertices,               # (V,3) in any units, or a mesh
     faces=None,             # (F,3), or None with a mesh
@@ -127,7 +127,8 @@ def voxelize(
     elif plan.method == 'winding': coords, d = _wound(vertices, faces, plan, **size)
     else: coords, d = _shell(vertices, faces, plan.shell, **size)
     if not len(coords): raise InputError("mesh: no part of it lies in the cube [-1,1]³; pass normalize=True")
-    return SparseSDF(coords, d / np.float32(band), resolution, band, transform, plan.why)
+    d /= np.float32(band)                              # in place, as all that is done to millions of voxels here
+    return SparseSDF(coords, d, resolution, band, transform, plan.why)
 
 def planned(
     vertices, faces=None,  # As `voxelize` takes them, like all that follows
@@ -176,7 +177,7 @@ def _band(vertices, faces, resolution, band):
     "Voxels and their distances, both as arrays, distances in cube units."
     return tuple(x.numpy() for x in geometry.voxelize(torch.from_numpy(vertices), torch.from_numpy(faces), resolution, band))
 
-# %% ../nbs/11_voxelize.ipynb #3c669a77
+# %% ../nbs/11_voxelize.ipynb #11e12a33
 PROBE = 128              # voxels along the cube where `auto` tries a flood
 WIDEST = 4096            # voxels along a grid that is flooded
 LEAST = np.float32(1e-6)  # voxels: never 0 inside, where only a face that is no surface can lie
@@ -188,33 +189,49 @@ def _signed(d, inside):
 
 def _shell(vertices, faces, mask, resolution, band):
     coords, d = _band(vertices, faces[mask], resolution, band + SHELL)
-    return coords, d / np.float32(voxel_size(resolution)) - np.float32(SHELL)
+    d /= np.float32(voxel_size(resolution))
+    d -= np.float32(SHELL)
+    return coords, d
+
+def _kept(keep, *arrays):
+    "The rows to keep, moved up in place: a copy may not fit."
+    if keep.all(): return arrays
+    n = 0
+    for rows in slabs(len(keep)):
+        some, here = keep[rows], slice(n, n := n + int(keep[rows].sum()))
+        for x in arrays: x[here] = x[rows][some]
+    return tuple(x[:n] for x in arrays)
 
 def _wound(vertices, faces, plan, resolution, band):
     "The solid by winding number, united with the shells if there are any."
-    coords, d = _band(*plan.solid, resolution, band)
+    (coords, d), shell = _band(*plan.solid, resolution, band), None
     if plan.shell.any():  # where only a shell is near, the solid's surface is beyond the band
-        others, shell = _shell(vertices, faces, plan.shell, resolution, band)
-        coords, (solid, shell) = _unite((coords, d), (others, shell), (band * voxel_size(resolution), np.inf))
-        d = solid
+        coords, (d, shell) = _unite((coords, d), _shell(vertices, faces, plan.shell, resolution, band), (band * voxel_size(resolution), np.inf))
     inner = inside(coords, d, resolution, plan.judge)
     d /= np.float32(voxel_size(resolution))
-    keep = None if plan.judge.closed else ~across_openings(coords, d, inner)
+    keep = np.ones(len(d), bool) if plan.judge.closed else ~across_openings(coords, d, inner)
     d = _signed(d, inner)
-    if plan.shell.any():
-        d = np.minimum(d, shell)
-        keep = (np.abs(d) < band) & (True if keep is None else keep | (d == shell))
-    return (coords, d) if keep is None or keep.all() else (coords[keep], d[keep])
+    if shell is not None:
+        np.minimum(d, shell, out=d)
+        keep |= d == shell
+        keep &= (d < band) & (d > -band)
+    return _kept(keep, coords, d)
 
 def _unite(a, b, missing):
-    "Voxels of either field, and the values of both there."
-    keys = [pack_keys(torch.nn.functional.pad(torch.from_numpy(c), (1, 0))).numpy() for c, _ in (a, b)]
-    at = np.searchsorted(*keys)
-    every = np.concatenate([keys[0], keys[1][(at == len(keys[0])) | (np.append(keys[0], MISSING)[at] != keys[1])]])
-    every.sort(kind='stable')                              # two sorted runs: merged
-    out = [np.full(len(every), m, np.float32) for m in missing]
-    for o, k, (_, values) in zip(out, keys, (a, b)): o[np.searchsorted(every, k)] = values
-    return unpack_keys(torch.from_numpy(every))[:, 1:].contiguous().numpy(), out
+    "Voxels of either field, and the values of both there; planes at a time, as keys and rows of all take more room than the fields."
+    most, n = len(a[1]) + len(b[1]), 0                         # what stays untouched of that takes no memory
+    coords, out = np.empty((most, 3), np.int32), [np.empty(most, np.float32) for _ in missing]
+    for parts in planes(a[0], b[0]):
+        some = [(c[rows], values[rows]) for (c, values), rows in zip((a, b), parts)]
+        keys = [plane_keys(c) for c, _ in some]
+        at = np.searchsorted(*keys)
+        every = np.concatenate([keys[0], keys[1][(at == len(keys[0])) | (np.append(keys[0], MISSING)[at] != keys[1])]])
+        every.sort(kind='stable')                              # two sorted runs: merged
+        here = slice(n, n := n + len(every))
+        for o, m, k, (c, values) in zip(out, missing, keys, some):
+            at, o[here] = np.searchsorted(every, k), m
+            coords[here][at], o[here][at] = c, values
+    return coords[:n], [o[:n] for o in out]
 
 def _flood_band(vertices, faces, resolution, gap, band=0.0):
     "Voxels, distances in voxels and inside, on a grid with so wide a margin that the flood passes all around, also what is out of the cube."
@@ -224,13 +241,16 @@ def _flood_band(vertices, faces, resolution, gap, band=0.0):
     if wide > WIDEST: raise InputError(f"mesh: it reaches {reach:.4g} from the middle of the cube, too far for sign='flood'; pass normalize=True")
     coords, d = _band(vertices * (resolution / wide), faces, wide, max(band, gap / 2 + 2))
     inner = flood(torch.from_numpy(coords), torch.from_numpy(d), wide, gap / wide).numpy()
-    home = ((coords >= margin) & (coords < margin + resolution)).all(1)
-    return (coords - np.int32(margin))[home], (d / np.float32(voxel_size(wide)))[home], inner[home]
+    coords -= np.int32(margin)
+    d /= np.float32(voxel_size(wide))
+    home = np.ones(len(d), bool)
+    for c in coords.T: home &= (c >= 0) & (c < resolution)
+    return _kept(home, coords, d, inner)
 
 def _flooded(vertices, faces, gap, resolution, band):
     coords, d, inner = _flood_band(vertices, faces, resolution, gap, band)
-    keep = d < band
-    return coords[keep], _signed(d[keep], inner[keep])
+    coords, d, inner = _kept(d < band, coords, d, inner)
+    return coords, _signed(d, inner)
 
 def _encloses(vertices, faces, resolution, gap):
     "Is there inside next to more than a quarter of the surface? A closed wall has it on one of its two sides, a sheet on none."
