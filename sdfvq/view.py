@@ -207,7 +207,7 @@ def _frame(panels, axes):
     lo, hi = np.min([p.min(0) for p in flat], 0), np.max([p.max(0) for p in flat], 0)
     return max((hi - lo).max() / 2, 1e-9), (lo + hi) / 2
 
-# %% ../nbs/13_view.ipynb #ed7f1aa7
+# %% ../nbs/13_view.ipynb #aa039237
 def picture(
     panels,                  # A drawable thing, a list of them, or {title: thing}
     path=None,               # PNG file to write, or None
@@ -225,13 +225,13 @@ def picture(
     if path is not None: path = check_output(path, overwrite)
     panels, axes = unit_panels(panels, titles, shared), camera_axes(up)
     half, centre = _frame(panels, axes)
-    head, foot = (round(size * .1) if there else 0 for there in (any(t for t, _ in panels), any(d.legend for _, d in panels)))
+    head, foot = (max(round(size * .1), 16) if there else 0 for there in (any(t for t, _ in panels), any(d.legend for _, d in panels)))
     high = size + head + foot
     fig = Figure((len(panels) * size / 100, high / 100), dpi=100, facecolor=background)
     canvas = FigureCanvasAgg(fig)
     for i, (title, d) in enumerate(panels):
         fig.figimage(render(d, axes, .46 * size / half, centre, size), i * size, foot, origin='upper')
-        say = lambda x, y, text, **how: fig.text((i + x) / len(panels), y / high, text, va='center', fontsize=.028 * size, **dict(color='.15') | how)
+        say = lambda x, y, text, **how: fig.text((i + x) / len(panels), y / high, text, va='center', fontsize=max(.028 * size, 7), **dict(color='.15') | how)
         say(.5, high - .6 * head, title, ha='center', color='.45' if not len(d.faces) else '.15')
         if not d.legend: continue
         fig.figimage(_ramp(d.legend.colors, size // 4, max(foot // 4, 1)), i * size + size * 7 // 25, foot * 2 // 5)
