@@ -63,7 +63,7 @@ def similar(shape: Annotated[str, typer.Argument(metavar='SHAPE', help='A mesh o
         for m in matches: table.add_row(escape(m.name), ' '.join(map(str, m.id)), str(m.shared), f'{m.cosine:.3f}')
         console.print(table, soft_wrap=True)
 
-# %% ../nbs/94_commands_items.ipynb #a7e9a00b
+# %% ../nbs/94_commands_items.ipynb #90777653
 retrieve = typer.Typer(no_args_is_help=True, help='What comes next: a recommender over semantic ids, beside SASRec, popularity and random ids.')
 app.add_typer(retrieve, name='retrieve')
 
@@ -72,7 +72,7 @@ RetrieveRun = Annotated[Path, typer.Argument(help='Run folder of `sdfvq retrieve
 @retrieve.command('train')
 def retrieve_train(data: Annotated[Path, typer.Argument(help='Folder of MovieLens, Amazon (P5, S3-Rec) or RecBole files, or of a CSV with user, item and time.')],
                    output: Annotated[Path, typer.Option('-o', '--output', help='Run folder.')],
-                   ids: Annotated[Optional[Path], typer.Option(help='Catalogue (.safetensors) or .npy (N,L) of the items\' ids; by default residual k-means of their vectors or texts.')] = None,
+                   ids: Annotated[Optional[Path], typer.Option(help='Run folder of `sdfvq rqvae`, which knows items by name; or a catalogue (.safetensors) or .npy (N,L) of their ids; by default residual k-means of their vectors or texts.')] = None,
                    config: Annotated[Optional[Path], typer.Option(help='YAML or JSON, in our names or the original\'s; options here come before it.')] = None,
                    models: Annotated[Optional[str], typer.Option(help='Which are trained: ours,sasrec,random.')] = None,
                    seeds: Annotated[Optional[int], typer.Option(help='How often each.')] = None,

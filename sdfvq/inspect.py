@@ -6,7 +6,7 @@
 __all__ = ['TOKEN_FILES', 'COLUMNS', 'count_tokens', 'Overview', 'inspect_folder', 'histogram', 'overview_rows', 'sample_panels',
            'contact_sheet', 'inspect']
 
-# %% ../nbs/44_inspect.ipynb #c932e4bf
+# %% ../nbs/44_inspect.ipynb #9c3159da
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .compact import blocks_of
-from .core import InputError, atomic_write, check_output
+from .core import InputError, check_output
 from .data import count_voxels
 from .items import cell, parse_captions, read_metadata
 from .report import report
@@ -107,7 +107,7 @@ def overview_rows(view: Overview) -> list:  # of (name, value)
     rows += [(f'sign: {sign}', n) for sign, n in view.signs.most_common()]
     return rows + [(f'failed at {r}³: {why}', f'{n:,}, first {view.examples[r, why]}') for (r, why), n in view.failures.most_common()]
 
-# %% ../nbs/44_inspect.ipynb #e46b418e
+# %% ../nbs/44_inspect.ipynb #567827a0
 COLUMNS = 6  # of the contact sheet
 
 def sample_panels(
@@ -132,12 +132,8 @@ def contact_sheet(
     overwrite: bool = False, # May an existing file be replaced?
 ) -> Path:
     "All panels in rows of six, each fitted to its place."
-    from PIL import Image
-    path, titles = check_output(path, overwrite), list(panels)
-    rows = [np.asarray(picture({t: panels[t] for t in titles[i:i + COLUMNS]}, size=size, shared=False)) for i in range(0, len(titles), COLUMNS)]
-    wide = max(r.shape[1] for r in rows)
-    image = Image.fromarray(np.concatenate([np.pad(r, ((0, 0), (0, wide - r.shape[1]), (0, 0)), constant_values=255) for r in rows]))
-    with atomic_write(path) as tmp: image.save(tmp, 'PNG', optimize=True)
+    path = check_output(path, overwrite)
+    picture(panels, path, size=size, shared=False, overwrite=overwrite, columns=COLUMNS)
     return path
 
 def inspect(

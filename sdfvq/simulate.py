@@ -15,7 +15,7 @@ import numpy as np
 from .core import InputError
 from .interactions import GENRES, Interactions, gathered, sentence
 
-# %% ../nbs/72_simulate.ipynb #1bd1ce0f
+# %% ../nbs/72_simulate.ipynb #508e95a2
 @dataclass(frozen=True)
 class Truth:
     "What simulated histories are drawn from."
@@ -50,22 +50,26 @@ def simulate(
     seed: int = 0,
     dim: int = 16,          # Of the latent vectors
     skew: float = 1.2,      # Of how popular items are: the exponent of Zipf's law
+    latents=None,           # (items, dim) what the items are like, if that is known; None: drawn, with texts that tell it
 ) -> tuple:                 # Interactions, Truth
     "Histories with a known optimum."
+    if latents is not None: items, dim = latents.shape
     if events < least * users: raise InputError(f"events must be at least {least} · {users} = {least * users}, got {events}")
     if events > users * items // 2: raise InputError(f"events must be at most half of {users} · {items}, for none comes twice, got {events}")
     rng = np.random.default_rng(seed)
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
-    coarse, fine = rng.integers(0, 18, items), rng.integers(0, 6, items)
-    centres, inner = rng.normal(size=(18, dim)), rng.normal(size=(18, 6, dim))
-    latents = unit(centres[coarse] + .6 * inner[coarse, fine] + .35 * rng.normal(size=(items, dim)))
+    if given := latents is not None: latents = unit(np.asarray(latents, np.float64))
+    else:
+        coarse, fine = rng.integers(0, 18, items), rng.integers(0, 6, items)
+        centres, inner = rng.normal(size=(18, dim)), rng.normal(size=(18, 6, dim))
+        latents = unit(centres[coarse] + .6 * inner[coarse, fine] + .35 * rng.normal(size=(items, dim)))
     truth = Truth(latents, -skew * np.log(rng.permutation(items) + 20.), np.linalg.qr(rng.normal(size=(dim, dim)))[0])
     extra = np.exp(rng.normal(0, 1.1, users))
     n = np.minimum(least + np.floor(extra / extra.sum() * (events - least * users)), items // 2).astype(int)
     while (short := events - int(n.sum())): n[rng.permutation(np.flatnonzero(n < items // 2))[:short]] += 1
     found = _draw(truth, n, rng)
     data = gathered(np.repeat(np.arange(1, users + 1), n), np.concatenate([found[u, :k] for u, k in enumerate(n)]) + 1, np.arange(n.sum()),
-                    dict(enumerate(_titles(latents, coarse, rng), 1)))
+                    {} if given else dict(enumerate(_titles(latents, coarse, rng), 1)))
     met = data.names.astype(int) - 1                                # the others have no number
     return data, replace(truth, latents=latents[met], popular=truth.popular[met])
 

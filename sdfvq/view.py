@@ -207,7 +207,7 @@ def _frame(panels, axes):
     lo, hi = np.min([p.min(0) for p in flat], 0), np.max([p.max(0) for p in flat], 0)
     return max((hi - lo).max() / 2, 1e-9), (lo + hi) / 2
 
-# %% ../nbs/13_view.ipynb #ed7f1aa7
+# %% ../nbs/13_view.ipynb #0073cbbf
 def picture(
     panels,                  # A drawable thing, a list of them, or {title: thing}
     path=None,               # PNG file to write, or None
@@ -217,6 +217,7 @@ def picture(
     shared: bool = True,     # One centre and scale for all panels, or each on its own
     background="white",      # Any matplotlib colour
     overwrite: bool = False, # May an existing file be replaced?
+    columns: int = None,     # Panels in a row; None: all
 ):                           # PIL image
     "A still picture, panels side by side under one camera."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -225,16 +226,19 @@ def picture(
     if path is not None: path = check_output(path, overwrite)
     panels, axes = unit_panels(panels, titles, shared), camera_axes(up)
     half, centre = _frame(panels, axes)
-    head, foot = (round(size * .1) if there else 0 for there in (any(t for t, _ in panels), any(d.legend for _, d in panels)))
-    high = size + head + foot
-    fig = Figure((len(panels) * size / 100, high / 100), dpi=100, facecolor=background)
+    head, foot = (max(round(size * .1), 16) if there else 0 for there in (any(t for t, _ in panels), any(d.legend for _, d in panels)))
+    high, columns = size + head + foot, min(columns or len(panels), len(panels))
+    rows = -(-len(panels) // columns)
+    fig = Figure((columns * size / 100, rows * high / 100), dpi=100, facecolor=background)
     canvas = FigureCanvasAgg(fig)
     for i, (title, d) in enumerate(panels):
-        fig.figimage(render(d, axes, .46 * size / half, centre, size), i * size, foot, origin='upper')
-        say = lambda x, y, text, **how: fig.text((i + x) / len(panels), y / high, text, va='center', fontsize=.028 * size, **dict(color='.15') | how)
+        left, low = i % columns * size, (rows - 1 - i // columns) * high
+        fig.figimage(render(d, axes, .46 * size / half, centre, size), left, low + foot, origin='upper')
+        say = lambda x, y, text, **how: fig.text((left / size + x) / columns, (low + y) / rows / high, text, va='center', fontsize=max(.028 * size, 7),
+                                                 **dict(color='.15') | how)
         say(.5, high - .6 * head, title, ha='center', color='.45' if not len(d.faces) else '.15')
         if not d.legend: continue
-        fig.figimage(_ramp(d.legend.colors, size // 4, max(foot // 4, 1)), i * size + size * 7 // 25, foot * 2 // 5)
+        fig.figimage(_ramp(d.legend.colors, size // 4, max(foot // 4, 1)), left + size * 7 // 25, low + foot * 2 // 5)
         say(.26, foot / 2, d.legend.low, ha='right'); say(.55, foot / 2, d.legend.high, ha='left')
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

@@ -26,12 +26,16 @@ def shown(output):
     if 'execution_count' in output: output['execution_count'] = None
     return output
 
+def lasting(output):
+    "Is it more than a warning, or a widget, which is nothing without the process that made it?"
+    return output.get('name') != 'stderr' and 'application/vnd.jupyter.widget-view+json' not in output.get('data', {}) and output.get('data', {}).get('text/plain') != ''
+
 def run(path):
     nb = nbformat.read(path, as_version=4)
     NotebookClient(nb, timeout=900, kernel_name='python3', resources=dict(metadata=dict(path=str(path.parent)))).execute()
     for cell in nb.cells:
         cell.metadata = {}
-        if cell.cell_type == 'code': cell.execution_count, cell.outputs = None, [shown(o) for o in cell.outputs if o.get('name') != 'stderr']
+        if cell.cell_type == 'code': cell.execution_count, cell.outputs = None, [shown(o) for o in cell.outputs if lasting(o)]
     nbformat.write(nb, path)
     print(path.relative_to(ROOT))
 
