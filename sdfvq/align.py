@@ -8,6 +8,11 @@ __all__ = ['ALIAS', 'OTHERS', 'AlignConfig', 'read_align_config', 'Asked', 'find
            'TextLearner', 'begin_alignment', 'base_model', 'what_learns', 'base_mark', 'align_learner', 'split_shapes',
            'align', 'save_alignment', 'load_aligned']
 
+# %% ../nbs/66_align.ipynb #ed87a53c
+from .core import require
+
+require('train', 'fastai')   # before the imports below would only say that there is none
+
 # %% ../nbs/66_align.ipynb #9cac0ca5
 import math, zlib
 from dataclasses import asdict, dataclass, replace

@@ -8,6 +8,11 @@ __all__ = ['KINDS', 'GIN', 'NOTHING', 'CUTOFFS', 'RecommendConfig', 'read_recomm
            'train_retrieval', 'settings_of', 'check_items', 'read_items', 'trained', 'Result', 'result', 'compare',
            'table_text', 'recommend']
 
+# %% ../nbs/68_recommend.ipynb #ed87a53c
+from .core import require
+
+require('train', 'fastai')   # before the imports below would only say that there is none
+
 # %% ../nbs/68_recommend.ipynb #21f1f6a8
 import json, math, zlib
 from dataclasses import asdict, dataclass, field, fields, replace

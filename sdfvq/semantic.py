@@ -8,6 +8,11 @@ __all__ = ['NAMES', 'VECTOR', 'GIN', 'MODES', 'ASIDE', 'ONLY', 'Items', 'check_i
            'read_item_config', 'VectorLoader', 'item_dataloaders', 'RqVaeLoss', 'IdHealth', 'ItemStart', 'Temperature',
            'ItemGuard', 'ItemLearner', 'rqvae_learner', 'fit_items', 'train_items']
 
+# %% ../nbs/63_semantic.ipynb #ed87a53c
+from .core import require
+
+require('train', 'fastai')   # before the imports below would only say that there is none
+
 # %% ../nbs/63_semantic.ipynb #44212934
 import hashlib, json, zlib
 from collections import Counter
