@@ -7,12 +7,15 @@ __all__ = ['MISSING', 'COORD_MIN', 'COORD_MAX', 'InputError', 'require', 'check_
            'voxel_to_cube', 'Transform', 'pack_keys', 'unpack_keys', 'morton', 'check_output', 'atomic_write',
            'checksum', 'parts', 'stamp']
 
-# %% ../nbs/00_core.ipynb #2a771eb6
+# %% ../nbs/00_core.ipynb #cef9fd14
 import os, tempfile, uuid, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING: import numpy as np, torch
 
 # %% ../nbs/00_core.ipynb #7eeed33a
 class InputError(ValueError):
@@ -77,7 +80,7 @@ def voxel_to_cube(
     if grid == "node": return 2.0 * ijk / (resolution - 1) - 1.0
     raise InputError(f'grid must be "cell" or "node", got {grid!r}')
 
-# %% ../nbs/00_core.ipynb #8d91e538
+# %% ../nbs/00_core.ipynb #4729956b
 @dataclass(frozen=True)
 class Transform:
     "Similarity between the user's world and the cube: cube = (world - offset) · scale."
@@ -91,12 +94,12 @@ class Transform:
             raise InputError(f"transform must have a finite scale > 0 and 3 finite offsets, got {self.scale}, {offset}")
         object.__setattr__(self, 'scale', float(self.scale)); object.__setattr__(self, 'offset', offset)
 
-    def to_cube(self, xyz):
+    def to_cube(self, xyz) -> 'np.ndarray':
         "World positions (...,3) as float64 positions in the cube."
         import numpy as np
         return (np.asarray(xyz, np.float64) - self.offset) * self.scale
 
-    def to_world(self, xyz):
+    def to_world(self, xyz) -> 'np.ndarray':
         "Cube positions (...,3) as float64 positions in the world."
         import numpy as np
         return np.asarray(xyz, np.float64) / self.scale + self.offset
