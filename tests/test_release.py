@@ -116,9 +116,16 @@ for name in {rooms!r}:
     assert sorted(only_gpu + named) == sorted(said) and len(named) > 5, said
 
 def test_help_loads_little():
-    "`sdfvq --help` and each command's own."
+    "`sdfvq --help`, a command's own, and --version."
     code = 'import sys; from typer.testing import CliRunner; from sdfvq.cli import app; r = CliRunner().invoke(app, sys.argv[1:]); print(r.exit_code, *({"torch", "numpy", "scipy", "trimesh", "fastai"} & set(sys.modules)))'
-    for line in ((), ('train',), ('retrieve', 'train')): assert run(sys.executable, '-c', code, *line, '--help').strip() == '0'
+    for line in ('--help', 'train --help', 'retrieve train --help', '--version'): assert run(sys.executable, '-c', code, *line.split()).strip() == '0'
+
+def test_version_and_help():
+    from typer.testing import CliRunner
+    from sdfvq.cli import app
+    call = lambda *args: CliRunner().invoke(app, args)
+    assert call('--version').output == f"sdfvq {CFG['version']}\n"
+    assert CFG['description'] in call('--help').output and call().output.strip() == call('--help').output.strip()
 
 # Wheel and sdist
 
@@ -163,6 +170,21 @@ def test_sdist_holds_the_sources(built):
     sources = {p.relative_to(ROOT).as_posix() for p in (ROOT/'csrc').rglob('*') if p.is_file()}
     assert sources | {'settings.ini', 'pyproject.toml', 'setup.py', 'README.md', 'LICENSE', 'sdfvq/cli.py'} <= names
     assert not [n for n in names if n.endswith(('.ipynb', '.so', '.png', '.pyc'))]
+
+# Warnings
+
+def test_imports_warn_of_nothing():
+    "Every room, with each warning an error but for those that pyproject.toml gives a reason for."
+    import tomllib
+    allowed = [f'-W{f}' for f in tomllib.loads(read('pyproject.toml'))['tool']['pytest']['ini_options']['filterwarnings']]
+    assert allowed[0] == '-Werror' and len(allowed) < 6
+    rooms = [p.stem for p in (ROOT/'sdfvq').glob('*.py') if not p.stem.startswith('_')]
+    assert not run(sys.executable, *allowed, '-c', f'''
+from importlib import import_module
+for name in {sorted(rooms)!r}:
+    try: import_module('sdfvq.' + name)
+    except ModuleNotFoundError as e: assert e.name == 'triton', e
+''')
 
 # Types
 
