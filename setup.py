@@ -4,9 +4,10 @@ import configparser, os, shlex, shutil, sys
 from glob import glob
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
+ParallelCompile('SDFVQ_JOBS').install()   # all cores, or as many as that says
 parser = configparser.ConfigParser(delimiters=['='], interpolation=None)
 parser.read('settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
@@ -58,10 +59,10 @@ if cuda_home:  # optional: a failure is a warning, and the CPU's package works
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
-    author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0',
+    author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license_expression='Apache-2.0',
     long_description=Path('README.md').read_text(encoding='utf-8') if Path('README.md').exists() else '',
     long_description_content_type='text/markdown',
-    packages=['sdfvq'], package_data={'sdfvq': ['*.json', 'pretrained/*']}, python_requires='>=' + cfg['min_python'],
+    packages=['sdfvq'], package_data={'sdfvq': ['*.json', 'py.typed', 'pretrained/*']}, python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={**{e: cfg[f'{e}_requirements'].split() for e in EXTRAS}, 'dev': sum((cfg[f'{e}_requirements'].split() for e in TESTED), [])},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},

@@ -4,6 +4,14 @@ __version__ = "0.0.1"
 import sys
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what checkers and editors see of the names below
+    from .mesh import load_mesh as load_mesh
+    from .tokenizer import ShapeTokenizer as ShapeTokenizer
+    from .view import view as view
+    from .voxelize import march as march, voxelize as voxelize
+    from .vqvae import SparseSDFVQVAE as SparseSDFVQVAE
 
 _PUBLIC = dict(load_mesh='mesh', voxelize='voxelize', march='voxelize', ShapeTokenizer='tokenizer',
                SparseSDFVQVAE='vqvae', view='view')  # name -> module that has it, imported on first use

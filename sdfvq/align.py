@@ -6,6 +6,11 @@
 __all__ = ['Aligned', 'AnswerLoss', 'Exact', 'RankLog', 'TextGuard', 'TextLearner', 'begin_alignment', 'base_model',
            'what_learns', 'base_mark', 'align_learner', 'split_shapes', 'align', 'save_alignment', 'load_aligned']
 
+# %% ../nbs/68_align.ipynb #ed87a53c
+from .core import require
+
+require('train', 'fastai')   # before the imports below would only say that there is none
+
 # %% ../nbs/68_align.ipynb #58ba21a4
 import math, zlib
 from dataclasses import replace

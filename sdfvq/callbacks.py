@@ -6,6 +6,11 @@
 __all__ = ['Clock', 'Rounds', 'rate', 'Schedule', 'Precision', 'Accumulate', 'JointGradients', 'WeightAverage', 'Revival',
            'NaNGuard', 'StepProgress']
 
+# %% ../nbs/45_callbacks.ipynb #ed87a53c
+from .core import require
+
+require('train', 'fastai')   # before the imports below would only say that there is none
+
 # %% ../nbs/45_callbacks.ipynb #af8d5d57
 import math, time
 

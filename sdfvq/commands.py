@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['console', 'errors', 'app', 'Output', 'Overwrite', 'Device', 'FreeDevice', 'WEIGHTS', 'Level', 'say', 'note',
-           'complain', 'resumable', 'ignored', 'say_files', 'print_table', 'spread', 'Bar']
+           'complain', 'options', 'resumable', 'ignored', 'say_files', 'print_table', 'spread', 'Bar']
 
 # %% ../nbs/90_commands.ipynb #66d66b08
 import time
@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 
 from .core import InputError
 
-# %% ../nbs/90_commands.ipynb #3b011dd9
+# %% ../nbs/90_commands.ipynb #61d94780
 console, errors = Console(force_jupyter=False), Console(stderr=True, force_jupyter=False)
 
 def say(text):
@@ -45,6 +45,15 @@ class _Group(TyperGroup):
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help='Any 3D shape as a short list of discrete tokens, and back.')
+
+def _say_version(wanted: bool):
+    if not wanted: return
+    from sdfvq import __version__
+    say(f'sdfvq {__version__}')
+    raise typer.Exit()
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option('--version', help='Which sdfvq this is.', is_eager=True, callback=_say_version)] = False): ...
 
 # %% ../nbs/90_commands.ipynb #fd1c5c88
 @contextmanager

@@ -6,6 +6,11 @@
 __all__ = ['BOTH', 'MODEL', 'TRAINER', 'ASIDE', 'ONLY', 'MODES', 'PRECISIONS', 'DataConfig', 'TrainerConfig', 'TrainConfig',
            'typed', 'checked', 'read_config', 'read_yaml', 'StageConfig', 'Stage', 'stage_plan']
 
+# %% ../nbs/46_config.ipynb #e2c7cd2d
+from .core import require
+
+require('train', 'fastai', 'yaml')   # before the imports below would only say that there is none
+
 # %% ../nbs/46_config.ipynb #d41eff56
 import math
 from dataclasses import asdict, dataclass, field, fields, replace

@@ -6,7 +6,7 @@
 __all__ = ['synth_shapes', 'crop_blocks', 'ShapeDataset', 'read_shape', 'count_voxels', 'find_shapes', 'true', 'as_count',
            'SparseSDFDataset', 'SDF3DCaptionDataset', 'shape_dataloaders']
 
-# %% ../nbs/41_data.ipynb #3669340f
+# %% ../nbs/41_data.ipynb #cc1496e3
 import re, zipfile, zlib
 from collections import Counter
 from copy import copy
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .compact import BLOCK, blocks_of
-from .core import InputError
+from .core import InputError, require
 from .items import cell, parse_captions, read_metadata
 from .loader import EqualBatches, ShapeLoader, Skipped
 from .mesh import READ, load_mesh, solids
@@ -216,7 +216,7 @@ class SDF3DCaptionDataset(SparseSDFDataset):
     def more(self, table, i): return (found,) if (found := parse_captions(cell(table, 'captions', i))) else 'without a caption'
     def sample(self, i, rng): return i, self.field(i, rng), self.captions[i][rng.integers(len(self.captions[i]))]
 
-# %% ../nbs/41_data.ipynb #a0b67dc4
+# %% ../nbs/41_data.ipynb #48de2ae0
 def shape_dataloaders(
     train: ShapeDataset,
     valid: ShapeDataset = None,  # None: a tenth of `train`, at least one shape, taken out of it at all its resolutions
@@ -229,6 +229,7 @@ def shape_dataloaders(
     world: int = None,           # How many processes; None: as torchrun says, or else 1
 ):  # fastai `DataLoaders`
     "Sparse batches for a fastai `Learner`."
+    require('train', 'fastai')
     from fastai.data.core import DataLoaders    # datasets and loaders do without
     from fastai.torch_core import num_distrib, rank_distrib
     if world is None: rank, world = rank_distrib(), num_distrib() or 1

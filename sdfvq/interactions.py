@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'WANTED', 'GENRES', 'NAMED', 'FORMS', 'Interactions', 'gathered', 'read_events', 'read_lines', 'sentence',
            'read_interactions']
 
-# %% ../nbs/58_interactions.ipynb #bd8d33e3
+# %% ../nbs/58_interactions.ipynb #b9d550b3
 import ast, csv, gzip, json
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import InputError
+from .core import InputError, require
 
-# %% ../nbs/58_interactions.ipynb #dd7cba58
+# %% ../nbs/58_interactions.ipynb #4974a245
 @dataclass(frozen=True)
 class Interactions:
     "Events of U users with N items; a user has `items[offsets[u]:offsets[u+1]]`."
@@ -76,6 +76,7 @@ def gathered(
     **notes,
 ) -> Interactions:     # without users of fewer than 3 events: leave-last-out has no place for them
     "Events in any order as one answer."
+    require('train', 'pandas')
     from pandas import factorize     # of fastai: hashes 32 M names in a second, which numpy sorts in ten
     (u, users), (i, names) = factorize(np.asarray(user), sort=True), factorize(np.asarray(item), sort=True)
     order = np.lexsort((time, u))
@@ -90,7 +91,7 @@ def gathered(
     found = found.only(np.repeat(counts, counts) >= 3) if counts.min() < 3 else found
     return replace(found, notes=found.notes | dict(without_text=found.text.count('')))
 
-# %% ../nbs/58_interactions.ipynb #0dbebbda
+# %% ../nbs/58_interactions.ipynb #416050b3
 KINDS = dict(id=int, name=str, time=float)
 WANTED = dict(id='a whole number', name='a name', time='a number (dates as seconds)')
 
@@ -102,6 +103,7 @@ def read_events(
     encoding: str = 'utf-8',
 ) -> list:                   # of arrays (E,)
     "Columns of a table; the first line that is wrong is named."
+    require('train', 'pandas')
     import pandas as pd
     try:
         table = pd.read_csv(path, sep=sep, header=None, skiprows=head, usecols=[*columns], encoding=encoding, keep_default_na=False, na_values=[''],

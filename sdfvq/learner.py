@@ -6,6 +6,11 @@
 __all__ = ['GROUPS', 'STAGES', 'TOO_BIG', 'BASE_LR', 'BASE_BATCH', 'StageFreeze', 'CodebookStart', 'LossPart', 'CodebookHealth',
            'out_of_memory', 'without_largest', 'ShapeLearner', 'scaled_lr', 'vqvae_learner']
 
+# %% ../nbs/42_learner.ipynb #ed87a53c
+from .core import require
+
+require('train', 'fastai')   # before the imports below would only say that there is none
+
 # %% ../nbs/42_learner.ipynb #64a05a0d
 import math
 from functools import partial

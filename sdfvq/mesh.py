@@ -158,7 +158,7 @@ def used_vertices(
     used[faces] = True
     return used
 
-# %% ../nbs/10_mesh.ipynb #59294b6e
+# %% ../nbs/10_mesh.ipynb #8d632b4c
 READ = ('.glb', '.gltf', '.obj', '.ply', '.stl', '.off', '.dae')
 WRITE = ('.glb', '.obj', '.ply', '.stl')
 
@@ -183,7 +183,8 @@ def load_mesh(
         if part.faces.size and (part.faces.min() < 0 or part.faces.max() >= len(part.vertices)):
             check_mesh(part.vertices, part.faces, str(path))
         turned = part.faces[:, ::-1] if np.linalg.det(matrix[:3, :3]) < 0 else part.faces
-        parts.append(make_mesh(part.vertices @ matrix[:3, :3].T + matrix[:3, 3], turned))
+        with np.errstate(invalid='ignore'): placed = part.vertices @ matrix[:3, :3].T + matrix[:3, 3]   # of Inf `check_mesh` tells
+        parts.append(make_mesh(placed, turned))
     mesh = merge(parts)
     if points and not len(mesh.vertices): check_mesh(np.zeros((points, 3)), mesh.faces, str(path))
     check_mesh(mesh.vertices, mesh.faces, str(path))

@@ -6,6 +6,11 @@
 __all__ = ['KINDS', 'GIN', 'NOTHING', 'RecommendConfig', 'read_recommend', 'ranker', 'Ranking', 'Best', 'Given',
            'ranking_learner', 'best_score', 'fit_kind']
 
+# %% ../nbs/75_ranking.ipynb #ed87a53c
+from .core import require
+
+require('train', 'fastai')   # before the imports below would only say that there is none
+
 # %% ../nbs/75_ranking.ipynb #e4d48da9
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial

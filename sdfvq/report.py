@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['report', 'check_report', 'write_json']
 
-# %% ../nbs/14_report.ipynb #5f4c9938
+# %% ../nbs/14_report.ipynb #1c2e3d05
 import base64, html, io, json, math, re
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from .core import atomic_write, check_output
 from .view import camera_axes, k3d_plot, render, thinned, unit_panels
 
-# %% ../nbs/14_report.ipynb #39faf0fa
+# %% ../nbs/14_report.ipynb #0edd1bf6
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>$title</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob:;
@@ -27,7 +28,7 @@ h1 { font-size: 1.6rem; font-weight: 600; letter-spacing: -.015em; margin: 0 0 1
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min($least, 100%), 1fr)); gap: 1.25rem }
 figure { margin: 0; min-width: 0 } figcaption { margin-top: .5rem; font-weight: 500 } figcaption small { margin-left: .5em }
 small, .hint { color: var(--soft); font-weight: 400; font-size: .85rem } .hint { margin: .75rem 0 2.5rem }
-.stage { position: relative; aspect-ratio: 1; border-radius: .6rem; overflow: hidden; background: var(--stage); cursor: grab }
+.stage { position: relative; aspect-ratio: 1; border-radius: .6rem; overflow: hidden; background: var(--stage) } [data-scene] { cursor: grab }
 .stage > * { position: absolute; inset: 0; width: 100%; height: 100% }
 figcaption label { display: flex; gap: .75em; align-items: center; font-weight: 400; font-size: .9rem } figcaption input { flex: 1; accent-color: #0b5fa5 } output { min-width: 6em }
 .legend { display: block; font-weight: 400; font-size: .85rem; color: var(--soft); margin-top: .25rem }
@@ -35,7 +36,11 @@ table { border-collapse: collapse; min-width: min(40rem, 100%); font-variant-num
 th, td { padding: .5rem 0; border-bottom: 1px solid var(--line); text-align: left; font-weight: 400; vertical-align: baseline }
 th { color: var(--soft); padding-right: 2rem; overflow-wrap: anywhere } td { text-align: right; overflow-wrap: break-word } td + td { padding-left: 1.5rem }
 </style>$k3d</head><body><h1>$title</h1><div class="panels">$panels</div>
-<p class="hint">Drag to turn, scroll to zoom; the panels move together. Double-click to start over.</p>$tables<script>
+<p class="hint">$hint</p>$tables$turning</body></html>"""
+
+_TURNED = "Drag to turn, scroll to zoom; the panels move together. Double-click to start over."
+_STILL = "Still pictures: to turn them, pip install 'sdfvq[view]' and make the page again."
+_TURNING = """<script>
 (0, eval)(k3dSource)
 require(['k3d'], lib => {
   const plots = [], home = $camera, dark = matchMedia('(prefers-color-scheme: dark)')
@@ -60,9 +65,9 @@ require(['k3d'], lib => {
     setTimeout(() => { k.setCamera(home); paint(); box.style.opacity = 1; still.remove() }, 100)
   })
 })
-</script></body></html>"""
+</script>"""
 
-# %% ../nbs/14_report.ipynb #e61d8995
+# %% ../nbs/14_report.ipynb #a50e4f30
 def _cell(value):
     "A value of the table in words."
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool): return f"{value:,}"
@@ -84,9 +89,9 @@ def report(
     least: int = 17,          # Narrowest width of a panel, in rem
     overwrite: bool = False,  # May an existing file be replaced?
 ):                            # Path of the file
-    "One self-contained HTML page: turnable panels side by side, cameras linked, above tables of results."
+    "One self-contained HTML page: turnable panels side by side, cameras linked, above tables of results; still ones where k3d is missing."
     from PIL import Image
-    path, axes, figures = check_output(path, overwrite), camera_axes(up), []
+    path, axes, figures, turned = check_output(path, overwrite), camera_axes(up), [], bool(find_spec('k3d'))
     b64 = lambda data: base64.b64encode(data).decode()
     if hasattr(panels, 'keys'): panels, titles = list(panels.values()), list(panels)
     stacks = [p if isinstance(p, list) else [('', p)] for p in (panels if isinstance(panels, list) else [panels])]
@@ -96,15 +101,16 @@ def report(
         steps = [(step, *next(flat)) for step, _ in stack]
         thin, png, (_, name, d) = [thinned(d, max_faces) for _, _, d in steps], io.BytesIO(), steps[-1]
         Image.fromarray(render(d, axes, 240 * .97, np.zeros(2), 480)).save(png, 'PNG', optimize=True)
-        plots = [k3d_plot([("", t)], up) for t in thin]
+        plots = [k3d_plot([("", t)], up) for t in thin if turned]
         scene = ' '.join(b64(p.get_binary_snapshot(9, [])) for p in plots) if any(len(t.faces) for t in thin) else ''
         figures.append(f'<figure><div class="stage"{scene and f" data-scene={chr(34)}{scene}{chr(34)}"}><img alt="{html.escape(name)}" src="data:image/png;base64,{b64(png.getvalue())}">'
                        f'</div><figcaption>{html.escape(name)}<small>{thin[-1].caption}</small>{_slider([s for s, *_ in steps], thin)}'
                        f'{f"<span class=legend>{d.legend.html()}</span>" if d.legend else ""}</figcaption></figure>')
     tables = table if hasattr(table, 'keys') else {'': table}
-    fill = dict(title=html.escape(title), panels="".join(figures), camera=json.dumps(plots[-1].camera), least=f"{least}rem",
-                tables="".join((f'<h2>{html.escape(head)}</h2>' if head else '') + _table(rows) for head, rows in tables.items()),
-                k3d="".join(re.findall(r"<script.*?</script>", plots[-1].get_snapshot(9).split("<body>")[0], re.S)))
+    fill = dict(title=html.escape(title), panels="".join(figures), least=f"{least}rem", hint=_TURNED if turned else _STILL, k3d="", turning="",
+                tables="".join((f'<h2>{html.escape(head)}</h2>' if head else '') + _table(rows) for head, rows in tables.items()))
+    if turned: fill |= dict(k3d="".join(re.findall(r"<script.*?</script>", plots[-1].get_snapshot(9).split("<body>")[0], re.S)),
+                            turning=_TURNING.replace("$camera", json.dumps(plots[-1].camera)))
     with atomic_write(path) as tmp: tmp.write_text(re.sub(r"\$(\w+)", lambda m: fill.get(m[1], m[0]), _PAGE), encoding="utf-8")
     return path
 

@@ -6,6 +6,11 @@
 __all__ = ['WRITTEN', 'read_checkpoint', 'write_checkpoint', 'RunFolder', 'cut_log', 'cut_events', 'random_state',
            'set_random_state', 'Checkpoints', 'RunLog', 'Board', 'reconstruct', 'Samples', 'write_sample']
 
+# %% ../nbs/47_runs.ipynb #ed87a53c
+from .core import require
+
+require('train', 'fastai')   # before the imports below would only say that there is none
+
 # %% ../nbs/47_runs.ipynb #bb67e7ff
 import io, json, os, random, shutil, warnings, zipfile
 from dataclasses import replace

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .core import COORD_MAX, COORD_MIN, InputError, check_shape, pack_keys, widened
 from .ops import join, neighbors
 
-# %% ../nbs/20_sparse.ipynb #bf83fe7e
+# %% ../nbs/20_sparse.ipynb #844aa61f
 class SparseTensor:
     "Features (N,C) on voxels (N,4) int32 (b,x,y,z), rows unique and sorted."
     def __init__(self,
@@ -102,7 +102,7 @@ class SparseTensor:
         "Least and greatest (b,x,y,z) as two tuples of ints, None where there are no voxels; `InputError` if rows are out of order or range."
         return self.cached('bounds', lambda: _bounds(self.coords, self.cache.get('batch_size')))
 
-    def __len__(self): return len(self.coords)
+    def __len__(self) -> int: return len(self.coords)
     @property
     def device(self): return self.feats.device
     @property

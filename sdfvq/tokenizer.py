@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRETRAINED', 'shipped', 'shape_field', 'ShapeTokenizer', 'load_shape', 'read_field']
 
-# %% ../nbs/51_tokenizer.ipynb #e4766a48
+# %% ../nbs/51_tokenizer.ipynb #29cd9804
 from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import trimesh
 
 from .autoencoder import VQVAEConfig
 from .core import InputError, Transform, check_device
@@ -30,7 +31,7 @@ def shipped() -> dict:  # {name: file}
     "The trained models that come with the package."
     return {p.stem: p for p in sorted(PRETRAINED.glob('*.safetensors'))}
 
-# %% ../nbs/51_tokenizer.ipynb #10fc0d74
+# %% ../nbs/51_tokenizer.ipynb #1cf270e8
 def shape_field(
     shape,                          # Mesh (trimesh), path of a mesh or .npz, or SparseSDF
     config: VQVAEConfig,
@@ -141,14 +142,14 @@ class ShapeTokenizer:
         depth: int | None = None,   # Residual depths to decode; None: all
         level: float = 0.0,         # SDF value of the surface, in units of the truncation distance
         **options,                  # prune, shell, chunk of the model's `decode`
-    ):                              # trimesh.Trimesh
+    ) -> trimesh.Trimesh:
         "The mesh, in the units and position of the one that was encoded."
         return march(self.decode_sdf(tokens, depth, **options), level)
 
 def load_shape(
-    path,                              # Mesh, sparse SDF or token file
-    tokenizer: ShapeTokenizer = None,  # Decodes tokens; None: they stay tokens
-):                                     # trimesh.Trimesh or ShapeTokens
+    path,                                     # Mesh, sparse SDF or token file
+    tokenizer: ShapeTokenizer | None = None,  # Decodes tokens; None: they stay tokens
+) -> trimesh.Trimesh | ShapeTokens:
     "Whatever a file holds, as something to draw."
     if is_tokens(path): return ShapeTokens.load(path) if tokenizer is None else tokenizer.decode(ShapeTokens.load(path))
     return march(SparseSDF.load(path)) if Path(path).suffix.lower() == '.npz' else load_mesh(path)
@@ -162,12 +163,12 @@ def _shipped_tokenizer(cls, wanted, device):
 def _field(y, like):
     return SparseSDF(y.coords[:, 1:].cpu().numpy(), y.feats[:, 0].float().cpu().numpy(), like.resolution, like.band, like.transform, 'decoded')
 
-# %% ../nbs/51_tokenizer.ipynb #fd388795
+# %% ../nbs/51_tokenizer.ipynb #3e509a0c
 def read_field(
-    path,                               # Of `voxelize`, `prepare` or `encode`
-    tokenizer: ShapeTokenizer = None,   # That made the tokens; None: one of the package, if it did. A field needs none
-    depth: int | None = None,           # Residual depths to decode; None: all
-    device: str = 'cpu',                # Where one of the package runs
+    path,                                     # Of `voxelize`, `prepare` or `encode`
+    tokenizer: ShapeTokenizer | None = None,  # That made the tokens; None: one of the package, if it did. A field needs none
+    depth: int | None = None,                 # Residual depths to decode; None: all
+    device: str = 'cpu',                      # Where one of the package runs
 ) -> SparseSDF:
     "The sparse SDF in a file, decoded where it holds tokens."
     if not is_tokens(path): return SparseSDF.load(path)

@@ -36,7 +36,7 @@ def morton_decode(
     bits = (np.asarray(codes, np.int64)[:, None, None] >> (3 * np.arange(MORTON_BITS)[:, None] + np.arange(3))) & 1
     return (bits << np.arange(MORTON_BITS)[:, None]).sum(1).astype(np.int32)
 
-# %% ../nbs/50_tokens.ipynb #055c634a
+# %% ../nbs/50_tokens.ipynb #6ba97c9e
 MAGIC, VERSION = b'\x89S3D', 1
 HEADER = struct.Struct('<4sBBHHI8s5d')   # magic, version, depth, resolution, factor, tokens, fingerprint, band, scale, offset
 COLUMN = struct.Struct('<I')             # of each depth: the largest code, times 2, plus 1 if repeats are told apart
@@ -58,7 +58,7 @@ class ShapeTokens:
         if len(self.coords) != len(self.indices): raise InputError(f"coords and indices must have as many rows, got {len(self.coords)} and {len(self.indices)}")
         if self.coords.size and (self.coords.min() < 0 or self.coords.max() >= self.size): raise InputError(f"coords must lie in [0, {self.size}) at resolution {self.resolution}")
 
-    def __len__(self): return len(self.coords)
+    def __len__(self) -> int: return len(self.coords)
     def __repr__(self): return f"ShapeTokens({len(self)} tokens × {self.indices.shape[1]}, resolution {self.resolution}, {self.nbytes} bytes, model {self.fingerprint})"
 
     @property

@@ -7,6 +7,11 @@ __all__ = ['begin_model', 'start_weights', 'find_data', 'scale', 'auto_precision
            'fit_to_end', 'endless', 'stop_on_sigterm', 'fit_stages', 'end_stage', 'join_processes', 'train',
            'same_config']
 
+# %% ../nbs/48_train.ipynb #ed87a53c
+from .core import require
+
+require('train', 'fastai')   # before the imports below would only say that there is none
+
 # %% ../nbs/48_train.ipynb #137f44e5
 import json, math, os, signal, warnings
 from contextlib import contextmanager

@@ -7,6 +7,11 @@ __all__ = ['GIN', 'MODES', 'ASIDE', 'ONLY', 'ItemTrainer', 'ItemConfig', 'read_i
            'RqVaeLoss', 'IdHealth', 'own_part', 'ItemStart', 'Temperature', 'ItemGuard', 'ItemLearner', 'rqvae_learner',
            'fit_items', 'train_items']
 
+# %% ../nbs/73_train_items.ipynb #ed87a53c
+from .core import require
+
+require('train', 'fastai')   # before the imports below would only say that there is none
+
 # %% ../nbs/73_train_items.ipynb #c7a4e79f
 import zlib
 from dataclasses import asdict, dataclass, fields, replace

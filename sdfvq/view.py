@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['LIGHT', 'CLAY', 'FOV', 'code_colors', 'Legend', 'Drawable', 'as_drawable', 'voxels_as_drawable', 'unit_panels',
-           'camera_axes', 'render', 'picture', 'thinned', 'k3d_mesh', 'k3d_meshes', 'k3d_plot', 'view', 'k3d_legend']
+           'camera_axes', 'render', 'picture', 'thinned', 'load_k3d', 'k3d_mesh', 'k3d_meshes', 'k3d_plot', 'view',
+           'k3d_legend']
 
-# %% ../nbs/13_view.ipynb #6062ef49
+# %% ../nbs/13_view.ipynb #053e1704
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from html import escape
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 
@@ -207,7 +210,14 @@ def _frame(panels, axes):
     lo, hi = np.min([p.min(0) for p in flat], 0), np.max([p.max(0) for p in flat], 0)
     return max((hi - lo).max() / 2, 1e-9), (lo + hi) / 2
 
-# %% ../nbs/13_view.ipynb #0073cbbf
+# %% ../nbs/13_view.ipynb #4edc4d84
+def _font(size):
+    "matplotlib's, where it is installed: it has the letters that Pillow's own lacks."
+    from PIL import ImageFont
+    found = find_spec('matplotlib')
+    file = Path(found.origin).parent/'mpl-data/fonts/ttf/DejaVuSans.ttf' if found else None
+    return ImageFont.truetype(str(file), size) if file and file.exists() else ImageFont.load_default(size)
+
 def picture(
     panels,                  # A drawable thing, a list of them, or {title: thing}
     path=None,               # PNG file to write, or None
@@ -215,33 +225,27 @@ def picture(
     size: int = 480,         # Edge of one panel, in pixels
     up: str = "y",           # Which axis points up: "y" (glTF) or "z"
     shared: bool = True,     # One centre and scale for all panels, or each on its own
-    background="white",      # Any matplotlib colour
+    background="white",      # Any CSS colour
     overwrite: bool = False, # May an existing file be replaced?
     columns: int = None,     # Panels in a row; None: all
 ):                           # PIL image
     "A still picture, panels side by side under one camera."
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from PIL import Image
+    from PIL import Image, ImageDraw
     if path is not None: path = check_output(path, overwrite)
     panels, axes = unit_panels(panels, titles, shared), camera_axes(up)
     half, centre = _frame(panels, axes)
     head, foot = (max(round(size * .1), 16) if there else 0 for there in (any(t for t, _ in panels), any(d.legend for _, d in panels)))
     high, columns = size + head + foot, min(columns or len(panels), len(panels))
-    rows = -(-len(panels) // columns)
-    fig = Figure((columns * size / 100, rows * high / 100), dpi=100, facecolor=background)
-    canvas = FigureCanvasAgg(fig)
+    image = Image.new('RGB', (columns * size, -(-len(panels) // columns) * high), background)
+    draw, font = ImageDraw.Draw(image), _font(max(.039 * size, 9.7))
     for i, (title, d) in enumerate(panels):
-        left, low = i % columns * size, (rows - 1 - i // columns) * high
-        fig.figimage(render(d, axes, .46 * size / half, centre, size), left, low + foot, origin='upper')
-        say = lambda x, y, text, **how: fig.text((left / size + x) / columns, (low + y) / rows / high, text, va='center', fontsize=max(.028 * size, 7),
-                                                 **dict(color='.15') | how)
-        say(.5, high - .6 * head, title, ha='center', color='.45' if not len(d.faces) else '.15')
+        drawn, left, top = Image.fromarray(render(d, axes, .46 * size / half, centre, size)), i % columns * size, i // columns * high
+        image.paste(drawn, (left, top + head), drawn)
+        draw.text((left + size / 2, top + .6 * head), title, '#262626' if len(d.faces) else '#737373', font, 'mm')
         if not d.legend: continue
-        fig.figimage(_ramp(d.legend.colors, size // 4, max(foot // 4, 1)), left + size * 7 // 25, low + foot * 2 // 5)
-        say(.26, foot / 2, d.legend.low, ha='right'); say(.55, foot / 2, d.legend.high, ha='left')
-    canvas.draw()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+        ramp, low = _ramp(d.legend.colors, size // 4, max(foot // 4, 1)), top + head + size
+        image.paste(Image.fromarray(ramp), (left + size * 7 // 25, low + foot - foot * 2 // 5 - len(ramp)))
+        for x, text, anchor in ((.26, d.legend.low, 'rm'), (.55, d.legend.high, 'lm')): draw.text((left + x * size, low + foot / 2), text, '#262626', font, anchor)
     if path is not None:
         with atomic_write(path) as tmp: image.save(tmp, 'PNG', optimize=True)
     return image
@@ -251,7 +255,7 @@ def _ramp(colors, width, height):
     at = np.linspace(0, len(colors) - 1, width)
     return np.tile(np.stack([np.interp(at, range(len(colors)), c) for c in np.float64(colors).T], 1), (height, 1, 1)).round().astype(np.uint8)
 
-# %% ../nbs/13_view.ipynb #5b4044b1
+# %% ../nbs/13_view.ipynb #c3496580
 FOV = 24  # degrees
 
 def thinned(d, most):
@@ -264,9 +268,15 @@ def thinned(d, most):
         colors, paint = None if d.colors is None else d.colors[keep], None if d.paint is None else d.paint[first]
     return d if len(f) == len(d.faces) else replace(d, vertices=v, faces=f, colors=colors, paint=paint, caption=f"{d.caption}, drawn as {len(f):,}")
 
+def load_k3d():
+    "The package that draws scenes to turn."
+    try: import k3d
+    except ImportError as e: raise InputError("a scene to turn is drawn by k3d: pip install 'sdfvq[view]', or let `picture` draw a still one") from e
+    return k3d
+
 def k3d_mesh(d, title="", shift=(0, 0, 0)):
     "The k3d object of a drawable."
-    import k3d
+    k3d = load_k3d()
     corner = d.faces.ravel()
     _, first, f = np.unique(_corner_normals(d.vertices, d.faces, d.colors)[1].ravel(), return_index=True, return_inverse=True)
     v = (d.vertices[corner[first]] + shift).astype(np.float32)
@@ -282,7 +292,7 @@ def k3d_meshes(panels, up):
 
 def k3d_plot(panels, up, height=480):
     "A k3d plot of panels side by side, and its camera."
-    import k3d
+    k3d = load_k3d()
     right, above, toward = camera_axes(up)
     middle, plot = 1.1 * (len(panels) - 1), k3d.plot(height=height, background_color=0xf4f5f7, grid_visible=False, camera_auto_fit=False,
         menu_visibility=False, axes_helper=0, camera_fov=FOV, camera_mode="orbit", camera_up_axis=up, lighting=1.6)
@@ -307,6 +317,5 @@ def view(
 
 def k3d_legend(legend):
     "A text of k3d in the corner."
-    import k3d
-    return k3d.text2d(f'<span style="font: 13px system-ui, sans-serif; color: #1d2129">{legend.html()}</span>', (.02, .96), size=1, reference_point='lb',
+    return load_k3d().text2d(f'<span style="font: 13px system-ui, sans-serif; color: #1d2129">{legend.html()}</span>', (.02, .96), size=1, reference_point='lb',
                       label_box=False, is_html=True)

@@ -21,7 +21,7 @@ from .mesh import check_mesh, make_mesh, normalize as fit_cube, used_vertices
 from .sign import across_openings, enclosing, flood, inside, plane_keys, planes, slabs
 from .solid import SHELL, make_plan
 
-# %% ../nbs/11_voxelize.ipynb #401e1ae9
+# %% ../nbs/11_voxelize.ipynb #8f8eb0bd
 VERSION = 1  # of the file
 
 def npz_output(
@@ -43,7 +43,7 @@ class SparseSDF:
     sign: str = "unknown"              # How inside was told from outside, and why so
     grid: str = "cell"                 # "cell": voxel centres at -1+(2i+1)/R; "node": samples at -1+2i/(R-1), in files made by others
 
-    def __len__(self): return len(self.coords)
+    def __len__(self) -> int: return len(self.coords)
 
     def __repr__(self):
         lo, hi = self.transform.to_world([[-1] * 3, [1] * 3])
@@ -67,8 +67,8 @@ class SparseSDF:
     @classmethod
     def load(
         cls,
-        path,            # From `save`, or from others: only sparse_sdf, sparse_index and resolution
-        grid: str = None,# Overrides where the file's samples lie; None: as the file says, "node" in files made by others
+        path,                    # From `save`, or from others: only sparse_sdf, sparse_index and resolution
+        grid: str | None = None, # Overrides where the file's samples lie; None: as the file says, "node" in files made by others
     ) -> 'SparseSDF':
         "The field in a file; `InputError` names the file and what is wrong with it."
         path = Path(path)

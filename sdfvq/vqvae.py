@@ -21,7 +21,7 @@ from .quantize import make_quantizer
 from .sparse import SparseTensor, ancestors, batch_tensor, child_targets, prune as cut
 from .weights import check_names, fingerprint, load_weights, read_model, read_weights, under, write_model
 
-# %% ../nbs/31_vqvae.ipynb #f6fb26b2
+# %% ../nbs/31_vqvae.ipynb #b39fcf18
 class SparseSDFVQVAE(nn.Module):
     "Sparse SDF → ids → sparse SDF. Loss parts for the codebook come with the output; reconstruction is compared in `losses`."
     def __init__(self,
@@ -65,7 +65,7 @@ class SparseSDFVQVAE(nn.Module):
 
     def quantize(self,
         z: SparseTensor,  # (M,embed_dim)
-    ) -> tuple:           # quantized SparseTensor (M,embed_dim), ids (M,L) int64, losses
+    ) -> tuple[SparseTensor, Tensor, dict]:  # quantized (M,embed_dim), ids (M,L) int64, losses
         "The latents' codes; with `grouping` the ids are (B·1024,L), one for 4 cells along z."
         out = self.quantizer(z.feats.view(-1, self.config.code_dim))
         return z.replace(out.quantized.view(z.feats.shape)), out.indices.view(-1, self.config.depth), out.losses
@@ -78,7 +78,7 @@ class SparseSDFVQVAE(nn.Module):
 
     def encode(self,
         batch: dict,
-    ) -> tuple:  # quantized SparseTensor (M,embed_dim), ids (M,L) int64, losses
+    ) -> tuple[SparseTensor, Tensor, dict]:  # quantized (M,embed_dim), ids (M,L) int64, losses
         "Quantized latents, their ids and the codebook's losses."
         return self.quantize(self.encode_continuous(batch))
 

@@ -3,7 +3,7 @@ import bisect, itertools, struct, zlib
 import numpy as np
 
 def read_tokens(path):
-    data = open(path, 'rb').read()
+    with open(path, 'rb') as f: data = f.read()
     names = 'magic version depth resolution factor tokens fingerprint band scale x y z'.split()
     h = dict(zip(names, struct.unpack_from('<4sBBHHI8s5d', data)))
     if (h['magic'], h['version']) != (b'\x89S3D', 1): raise ValueError('not a token file of version 1')

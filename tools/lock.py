@@ -44,7 +44,7 @@ def main():
         needs = [r for r in fastai['fastai']['requires_dist'] if 'extra ==' not in r and name(r) not in UNUSED]
         train = [r for r in wanted['train'] if name(r) != 'fastai']
         beside = [r for r in train if name(r) in map(name, needs)]  # our bounds on what fastai needs
-        runtime = [r for r in wanted[''] if name(r) != 'torch'] + needs + beside + BUILD
+        runtime = [r for r in (*wanted[''], *wanted['view']) if name(r) != 'torch'] + needs + beside + BUILD
         torch_needs = ['torch']                                      # already there: brings only what it lacks
         everything = resolve(python, *runtime, *train, *sum((wanted[e] for e in (*EXTRAS, 'dev')), []), *torch_needs)
 
