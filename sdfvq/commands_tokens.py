@@ -49,7 +49,7 @@ def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare`
     for name, why in done['skipped'].items(): note(f'skipped {name}: {why}')
     say(f"{output / 'model.safetensors'}: trained on {done['shapes']} shapes, {done['valid']} held out, {len(done['skipped'])} skipped; log in {output / 'log.csv'}")
 
-# %% ../nbs/92_commands_tokens.ipynb #1d9d4b25
+# %% ../nbs/92_commands_tokens.ipynb #c87d0e24
 def _each(paths, work):
     "Calls `work` on each path with a progress bar; names what failed and ends with code 2 if anything did."
     failed = 0
@@ -72,7 +72,7 @@ def _targets(inputs, output, suffix):
     return out
 
 @app.command()
-def encode(inputs: Annotated[list[Path], typer.Argument(help='Meshes, or SDFs from `sdfvq voxelize`.')], output: Output, model: Model = Path('small'),
+def encode(inputs: Annotated[list[Path], typer.Argument(help='Meshes, or SDFs from `sdfvq voxelize`.')], output: Output, model: Model = Path('small64'),
            resolution: Annotated[Optional[int], typer.Option(help='Edge of the voxel grid; by default the model\'s.')] = None,
            device: Device = 'cpu', overwrite: Overwrite = False):
     "Meshes as token files (.s3d)."
@@ -124,10 +124,10 @@ def _over(inputs, field, like, output, overwrite):
     say(str(output))
     if lost := [f'{name} ({p})' for name, p, n in zip(names, inputs, counts) if not n]: raise InputError(f"{', '.join(lost)}: no voxel of {like} is inside; was it made from this scan?")
 
-# %% ../nbs/92_commands_tokens.ipynb #153e42ff
+# %% ../nbs/92_commands_tokens.ipynb #947fba8b
 @app.command()
 def evaluate(data: Annotated[list[Path], typer.Argument(help='Folders, lists (.txt), tables (.csv) or files of meshes.')], output: Output,
-             model: Model = Path('small'),
+             model: Model = Path('small64'),
              split: Annotated[Optional[str], typer.Option(help='Only rows of a table whose column "split" says this.')] = None,
              limit: Annotated[Optional[int], typer.Option(min=1, help='Only so many shapes, evenly spread over all.')] = None,
              samples: Annotated[int, typer.Option(min=1, help='Points on each surface.')] = 50_000,
