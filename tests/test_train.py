@@ -39,7 +39,7 @@ def wait_for(what, p, seconds=300):
         assert time.time() < end and p.poll() is None, 'it did not happen'
         time.sleep(.002)
 
-def log(run): return [{k: v for k, v in row.items() if k != 'time'} for row in csv.DictReader(open(run/'log.csv', encoding='utf-8'))]
+def log(run): return [{k: v for k, v in row.items() if k != 'time'} for row in csv.DictReader((run/'log.csv').read_text(encoding='utf-8').splitlines())]
 
 def events(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
