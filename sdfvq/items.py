@@ -97,7 +97,7 @@ def said(
     texts = list(dict.fromkeys(texts))
     return texts[0] if len(texts) == 1 and not texts[0].startswith('[') else json.dumps(texts, ensure_ascii=False) if texts else ''
 
-# %% ../nbs/38_items.ipynb #16a5ca5c
+# %% ../nbs/38_items.ipynb #03033cbc
 @dataclass(frozen=True)
 class Item:
     "One thing to prepare."
@@ -124,7 +124,10 @@ def find_items(
     if source.is_dir() and not is_volume(source):
         table, objects = source/'metadata.csv', source/'object-paths.json'
         if objects.is_file(): items = _trellis(source, objects, table)
-        elif table.is_file(): items = _rows(source, table)
+        elif table.is_file():
+            items = _rows(source, table)
+            if items and 'sdf_computed' in items[0].columns and not any(os.path.exists(i.path) for i in items):
+                raise InputError(f"{source}: holds fields that `sdfvq prepare` wrote, its meshes are elsewhere; give their folder or table")
         else: items = list(_walk(source))
     elif not source.exists(): raise InputError(f"{source}: does not exist; check the path")
     elif source.suffix.lower() == '.csv': items = _rows(source.parent, source)
