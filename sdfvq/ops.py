@@ -18,14 +18,14 @@ from torch.nn import functional as F
 
 from .core import MISSING, InputError, pack_keys
 
-# %% ../nbs/01_ops.ipynb #60aecf8d
+# %% ../nbs/01_ops.ipynb #9508d4f8
 def load_extension(
     name,  # Of the module in the package
-    said,  # Where it is absent: what runs instead, and how to get it
+    said,  # Where it is absent: what runs instead, and how to get it; '': it is not missed
 ):
     "An extension module of ours, or None where it was not built."
     if importlib.util.find_spec(f'sdfvq.{name}') is not None: return importlib.import_module(f'sdfvq.{name}')
-    warnings.warn(said)
+    if said: warnings.warn(said)
 
 ext = load_extension('_C', "sdfvq was installed without its C++ extension: slow plain-torch references run instead. "
                            "Install a C++17 compiler and `pip install --force-reinstall --no-deps sdfvq`.")

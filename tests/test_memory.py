@@ -4,17 +4,17 @@ import subprocess, sys
 import pytest
 
 OPEN = '''
-import resource
 import numpy as np
 from sdfvq.voxelize import voxelize
 rng = np.random.default_rng(0)
 corners = rng.uniform(-.8, .8, (140, 1, 3)) + rng.normal(0, .15, (140, 3, 3))     # loose triangles
 shape = corners.reshape(-1, 3), np.arange(3 * 140).reshape(-1, 3)
 voxelize(*shape, resolution=128)                                                  # what is loaded and kept once
-before = int(next(line for line in open('/proc/self/status') if line.startswith('VmRSS')).split()[1])
+resident = lambda key: int(next(line for line in open('/proc/self/status', encoding='utf-8') if line.startswith(key)).split()[1])   # ru_maxrss begins with the parent's
+before = resident('VmRSS')
 s = voxelize(*shape, resolution=512)
 assert len(s) > 3.5e6 and s.sign.startswith('winding, and unsigned'), s
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / len(s))
+print((resident('VmHWM') - before) * 1024 / len(s))
 '''
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
