@@ -154,7 +154,7 @@ def checked_questions(
     if not out: raise InputError(f"none of {len(found)} questions can be used: {next(iter(out.skipped.items()), ('', ''))}")
     return out
 
-# %% ../nbs/67_align_data.ipynb #8eb0d983
+# %% ../nbs/67_align_data.ipynb #d529fa2c
 def encode_shapes(
     found: Asked,
     tok: ShapeTokenizer,
@@ -168,9 +168,12 @@ def encode_shapes(
     files = {name: s if isinstance(s, Path) and is_tokens(s) else folder/f'{name}.s3d' for name, s in shapes.items()}
     new = [name for i, (name, f) in enumerate(files.items()) if i % world == rank and f != shapes[name] and not f.exists()]
     fields = in_order(partial(_or_why, partial(shape_field, config=tok.model.config)), [shapes[name] for name in new], workers)
-    for part in _together(zip(track(fields, 'shapes to tokens', len(new), disable=not new), new)):
-        for name in [k for k, f in part.items() if isinstance(f, str)]: files[name].with_suffix('.txt').write_text(part.pop(name), encoding='utf-8')
-        for name, tokens in zip(part, tok.encode_batch([*part.values()]) if part else ()): tokens.save(files[name])
+    def usable():
+        for field, name in zip(track(fields, 'shapes to tokens', len(new), disable=not new), new):
+            if isinstance(field, str): files[name].with_suffix('.txt').write_text(field, encoding='utf-8')
+            else: yield name, field
+    for part in _together(usable()):
+        for (name, _), tokens in zip(part, tok.encode_batch([f for _, f in part])): tokens.save(files[name])
     if world > 1: dist.barrier()
     return {name: f if f.exists() else f.with_suffix('.txt').read_text(encoding='utf-8') for name, f in files.items()}
 
@@ -180,15 +183,15 @@ def _or_why(work, thing):
     except InputError as e: return str(e)
 
 def _together(
-    named,              # (SparseSDF or str, name), …
+    named,         # (name, SparseSDF), …
     voxels=2**19,
-):                      # yields dicts
-    "So many as have about that many voxels."
-    part = {}
-    for field, name in named:
-        part[name] = field
-        if sum(map(len, part.values())) > voxels: yield part; part = {}
-    yield part
+):                 # yields lists of them
+    "So many of one resolution as have about that many voxels."
+    part = []
+    for name, field in named:
+        if part and (field.resolution != part[0][1].resolution or sum(len(f) for _, f in part) > voxels): yield part; part = []
+        part.append((name, field))
+    if part: yield part
 
 def read_sequences(
     files: dict,              # From `encode_shapes`

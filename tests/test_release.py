@@ -260,3 +260,12 @@ def test_workflows_use_pythons_that_we_support():
     wheels = [of(f'3.{b[3:5]}') for b in tomllib.loads(read('pyproject.toml'))['tool']['cibuildwheel']['build']]
     fixed = [of(v) for s in steps() if (v := s.get('with', {}).get('python-version', '$')) and v[0] != '$']
     assert min(wheels) == min(map(of, matrix)) == least and set(fixed) == {least} and set(map(of, matrix)) <= set(wheels)
+
+# What comes along
+
+def test_commands_take_what_ships():
+    "The default of the commands is the library's, and is there."
+    from inspect import signature
+    from sdfvq.commands_tokens import encode, evaluate
+    from sdfvq.tokenizer import DEFAULT, shipped
+    assert {str(signature(f).parameters['model'].default) for f in (encode, evaluate)} == {DEFAULT} and DEFAULT in shipped()
