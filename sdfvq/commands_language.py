@@ -77,7 +77,7 @@ def describe(shapes: Annotated[list[Path], typer.Argument(metavar='SHAPE...', he
 
 @app.command('evaluate-vl')
 def evaluate_vl(output: Annotated[Path, typer.Option('-o', '--output', help='Folder for report.html, report.json and generated.txt.')], run: Run,
-                data: Annotated[Optional[Path], typer.Argument(help='Folder that `sdfvq prepare` wrote, with captions, or a table with file, split, and question and answer, or category.')] = None,
+                data: Annotated[Optional[Path], typer.Argument(help='Folder that `sdfvq prepare` wrote, with captions, or a table with file, split, and question and answer (and choices, parted by |), or category.')] = None,
                 dummy: Annotated[int, typer.Option('--dummy-data', min=0, help='So many generated questions instead, about shapes that training has not seen.')] = 0,
                 split: Annotated[str, typer.Option(help='Rows of a table whose column "split" says this.')] = 'val',
                 limit: Annotated[Optional[int], typer.Option(min=1, help='Only so many questions, evenly spread over all.')] = None, prompt: Prompt = None,

@@ -159,7 +159,7 @@ def write_vl_report(
 
 # %% ../nbs/70_evaluate_vl.ipynb #5c4cc9aa
 def read_questions(
-    data,                    # Table with file, category and split; or a folder that `sdfvq prepare` wrote, with captions
+    data,                    # Table with file, category and split, or file, question, answer and maybe kind and choices, parted by "|"; or a folder that `sdfvq prepare` wrote, with captions
     prompt: str = Bridge.prompt,  # What captions answer
     split: str = 'val',      # Of a table
     resolution: int = None,  # Of a folder with several; None: all that are there
@@ -174,7 +174,14 @@ def _asked_in(table, split):
     "Questions that stand in the table's rows."
     rows = [r for r in read_table(table) if r.get('split', split) == split and r.get('file') and r.get('question') and r.get('answer')]
     return [dict(shape=Path(table).parent/r['file'], question=r['question'], answer=r['answer'], kind=r.get('kind') or 'question', name=r['file'],
-                 group=r.get('category') or r['file']) for r in rows]
+                 group=r.get('category') or r['file'], **_choices(r, table)) for r in rows]
+
+def _choices(row, table):
+    "The closed list that a row gives with its question, if it does."
+    choices = tuple(c for x in (row.get('choices') or '').split('|') if (c := x.strip()))
+    if choices and row['answer'] not in choices:
+        raise InputError(f"{table}: {row['file']}, {row['question']!r}: the answer {row['answer']!r} is none of the choices {' | '.join(choices)}")
+    return dict(choices=choices) if choices else {}
 
 # %% ../nbs/70_evaluate_vl.ipynb #fbc077d4
 def smoke_vl(
