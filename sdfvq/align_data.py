@@ -7,12 +7,13 @@ __all__ = ['ALIAS', 'OTHERS', 'AlignConfig', 'read_align_config', 'Asked', 'find
            'encode_shapes', 'read_sequences', 'TextLoader']
 
 # %% ../nbs/67_align_data.ipynb #3a9ca72b
-import zlib
+import copy, zlib
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from rich.progress import track
 
@@ -25,7 +26,7 @@ from .processor3d import Processor3D, collate_3d_text
 from .quantizer import processes
 from .questions import make_questions
 from .tokenizer import ShapeTokenizer, shape_field
-from .tokens import ShapeTokens, is_tokens
+from .tokens import is_tokens
 from .vl import FAMILIES
 from .weights import check_names
 
@@ -195,16 +196,17 @@ def _together(
 
 def read_sequences(
     files: dict,              # From `encode_shapes`
-    processor: Processor3D,
+    processor: Processor3D,   # Its tokenizer attached
     workers: int = 0,         # Processes that read files
 ) -> dict:                    # name → (latents, places), or str
     "What the model reads of each shape."
-    read = in_order(partial(_or_why, _tokens), [*files.values()], workers)
-    return {name: t if isinstance(t, str) else _or_why(processor.sequence, t) for name, t in zip(files, read)}
+    reader = processor.detached().attach(ShapeTokenizer(copy.deepcopy(processor.tok.model)))      # on the CPU: other processes have no GPU
+    read = in_order(partial(_or_why, partial(_sequence, reader)), [*files.values()], workers)
+    return {name: s if isinstance(s, str) else tuple(map(torch.from_numpy, s)) for name, s in zip(files, read)}
 
-def _tokens(file):
+def _sequence(reader, file):
     if isinstance(file, str): raise InputError(file)
-    return ShapeTokens.load(file)
+    return tuple(x.numpy() for x in reader.sequence(file))      # torch would keep a file open for each tensor
 
 # %% ../nbs/67_align_data.ipynb #bf51bb59
 class TextLoader(ShapeLoader):

@@ -66,7 +66,7 @@ class Processor3D(ProcessorMixin):
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, max_3d_tokens: int = 512):
         if max_3d_tokens < 1: raise InputError(f"max_3d_tokens must be at least 1, got {max_3d_tokens}")
-        self.max_3d_tokens, self.latents_of = max_3d_tokens, None
+        self.max_3d_tokens, self.tok = max_3d_tokens, None
         self.image_token, self.shape_token = '<|image_pad|>', MARKS[1]
         tokenizer.add_tokens(list(MARKS), special_tokens=True)
         image = '<|vision_start|>', self.image_token, '<|vision_end|>'
@@ -79,33 +79,32 @@ class Processor3D(ProcessorMixin):
         "Of a VL checkpoint, or of a folder that `save_pretrained` wrote."
         return read_vl(super().from_pretrained, path, **kwargs)
 
-    def attach(self, tok: ShapeTokenizer) -> 'Processor3D':
-        "Itself, taking all that `tok.encode` takes."
-        @torch.no_grad()
-        def latents(shape):
-            file = isinstance(shape, (str, Path))
-            tokens = shape if isinstance(shape, ShapeTokens) else ShapeTokens.load(shape) if file and is_tokens(shape) else tok.encode(shape)
-            check_codes(tokens.fingerprint, tok.fingerprint, shape if file else 'the shape')
-            return codes_at(tok.model, torch.as_tensor(tokens.indices, device=tok.device)).cpu(), torch.as_tensor(tokens.coords)
-        self.latents_of = latents
+    def attach(self, tok: ShapeTokenizer | None) -> 'Processor3D':
+        "Itself, taking all that `tok.encode` takes; of None no shapes but latents."
+        self.tok = tok
         return self
 
     def detached(self) -> 'Processor3D':
         "A copy without the tokenizer, for other processes."
-        out = copy.copy(self)
-        out.latents_of = None
-        return out
+        return copy.copy(self).attach(None)
+
+    @torch.no_grad()
+    def latents(self,
+        shape,  # As `sequence` takes it, but for latents
+    ) -> tuple: # (M,C) codebook vectors, (M,3) places, on the CPU
+        "What the shape's codes stand for."
+        if self.tok is None: raise InputError("no tokenizer is attached: `processor.attach(tokenizer)`, or give latents with their places")
+        file = isinstance(shape, (str, Path))
+        tokens = shape if isinstance(shape, ShapeTokens) else ShapeTokens.load(shape) if file and is_tokens(shape) else self.tok.encode(shape)
+        check_codes(tokens.fingerprint, self.tok.fingerprint, shape if file else 'the shape')
+        return codes_at(self.tok.model, torch.as_tensor(tokens.indices, device=self.tok.device)).cpu(), torch.as_tensor(tokens.coords)
 
     def sequence(self,
         shape,  # Anything `ShapeTokenizer.encode` takes, tokens or their file, a SparseTensor of latents, or (latents, places)
     ) -> tuple: # (n,C) latents, (n,3) places
         "What a model reads of the shape, within the budget."
         if isinstance(shape, SparseTensor): shape = shape.feats, shape.coords[:, 1:]
-        if not isinstance(shape, tuple):
-            if self.latents_of is None:
-                raise InputError("no tokenizer is attached: `processor.attach(tokenizer)`, or give latents with their places")
-            shape = self.latents_of(shape)
-        return prepare_3d_sequence(*shape, self.max_3d_tokens)
+        return prepare_3d_sequence(*(shape if isinstance(shape, tuple) else self.latents(shape)), self.max_3d_tokens)
 
     def replace_image_token(self, image_inputs, image_idx, **kwargs):
         return self.image_token * int(image_inputs['image_grid_thw'][image_idx].prod() // self.image_processor.merge_size**2)
