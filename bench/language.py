@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig
 
 from harness import gpu, machine, timed
+from sdfvq.align import Aligned, AnswerLoss
 from sdfvq.processor3d import collate_3d_text, small_processor
 from sdfvq.vl import Qwen3VLWith3DBranch, add_lora, small_config
 from sdfvq.vqvae import SparseSDFVQVAE, preset
@@ -34,36 +35,37 @@ def config_of(kind, text, processor, quick):
     ids = {k: v for k, v in c.items() if k.endswith('_token_id')}
     return AutoConfig.for_model(kind, text_config=text, vision_config=c['vision_config'] | sight, tie_word_embeddings=True, **ids)
 
-def measure(name, device, quick):
-    "Milliseconds and GB of each step."
+def build(name, quick):
+    "Model in bf16, and a batch to learn from and one to answer."
     kind, text = MODELS[name]
     tokens = 64 if quick else 2048
     torch.manual_seed(0)
     vae, processor = SparseSDFVQVAE(preset('small64')), small_processor(['What is this?', 'a chair'], tokens)
     places = torch.cartesian_prod(*[torch.arange(16)] * 3)[torch.randperm(16**3)[:tokens]]
     items = [dict(shape=(torch.randn(tokens, vae.config.code_dim), places), question='What is this?', answer='a chair') for _ in range(BATCH)]
-    vl = Qwen3VLWith3DBranch.begin(config_of(kind, text, processor, quick), vae, processor).to(device, torch.bfloat16)
-    weights = sum(p.numel() for p in vl.model.language_model.parameters())
-    to = lambda batch: {k: v.to(device) for k, v in batch.items()}
-    learn, ask = to(collate_3d_text(items, processor)), to(collate_3d_text(items, processor, False))
-    lengths = learn['input_ids'].shape[1]
-    forward = lambda _: vl(**learn).loss
-    generate = lambda _: vl.generate(**ask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
-    rows = {}
+    vl = Qwen3VLWith3DBranch.begin(config_of(kind, text, processor, quick), vae, processor).to(torch.bfloat16)
+    return vl, collate_3d_text(items, processor), collate_3d_text(items, processor, False)
+
+def measure(vl, learn, ask, device):
+    "Milliseconds and GB of each step; training as `align` does it, with logits of the answers alone."
+    vl, learn, ask = vl.to(device), *({k: v.to(device) for k, v in batch.items()} for batch in (learn, ask))
+    cuda, rows, loss = torch.device(device).type == 'cuda', {}, AnswerLoss()
     def row(what, f):
-        cuda = torch.device(device).type == 'cuda'
         f(None)
         if cuda: torch.cuda.reset_peak_memory_stats()
         took = statistics.median(timed(f, None, 'cuda' if cuda else 'cpu')[0] for _ in range(3))
         rows[what] = took * 1e3, torch.cuda.max_memory_allocated() / 1e9 if cuda else float('nan')
-    with torch.no_grad(): row('forward', forward); row(f'generate {NEW}', generate)
-    vl.requires_grad_(False)
-    peft = add_lora(vl.train(), 8)
+    with torch.no_grad():
+        row('forward', lambda _: loss(Aligned(vl)(learn), learn))
+        row(f'generate {NEW}', lambda _: vl.generate(**ask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False))
+    model = Aligned(add_lora(vl.requires_grad_(False).train(), 8))
     def backward(_):
-        peft.zero_grad()
-        forward(None).backward()
+        model.zero_grad()
+        loss(model(learn), learn).backward()
     row('forward and backward, LoRA 8', backward)
-    return rows, weights, lengths
+    vl.gradient_checkpointing_enable(dict(use_reentrant=False))
+    row('the same, activations computed again', backward)
+    return rows
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,8 +74,11 @@ if __name__ == '__main__':
     a = p.parse_args()
     lines, facts = ['| model | weights | tokens a prompt | step | ms | GB at the peak |', '|---|---|---|---|---|---|'], {}
     for name in MODELS:
-        rows, weights, length = facts[name] = measure(name, a.device, a.quick)
+        vl, *batches = build(name, a.quick)
+        weights, length = sum(p.numel() for p in vl.model.language_model.parameters()), batches[0]['input_ids'].shape[1]
+        rows = facts[name] = measure(vl, *batches, a.device)
         lines += [f'| {name} | {weights / 1e9:.2f} G | {length:,} | {what} | {ms:,.0f} | {gb:.1f} |' for what, (ms, gb) in rows.items()]
+        del vl
         if a.device != 'cpu': torch.cuda.empty_cache()
         print('\n'.join(lines), flush=True)
     said = gpu() if a.device != 'cpu' else machine({})
