@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness import machine, timed
+from harness import gpu, machine, timed
 from sdfvq.baselines import evaluate_ranker, leave_out, random_ids
 from sdfvq.interactions import gathered, read_events, read_interactions
 from sdfvq.ranking import KINDS, read_recommend
@@ -66,7 +66,7 @@ if __name__ == '__main__':
     torch.set_num_threads(a.threads)
     text, facts = times(a) if a.times else quality(a)
     name = 'times' if a.times else a.kind
-    said, work = machine({}), '' if a.times else ', '.join(f'{v:,} {k}' for k, v in SIZES[a.kind].items() if k not in ('least', 'skew')) + '; '
+    said, work = gpu() if torch.device(a.device).type == 'cuda' else machine({}), '' if a.times else ', '.join(f'{v:,} {k}' for k, v in SIZES[a.kind].items() if k not in ('least', 'skew')) + '; '
     a.out.mkdir(parents=True, exist_ok=True)
     (a.out/f'retrieve_{name}.md').write_text(f"# Retrieval, {name}\n\n{said['device']}; {work}{said['date']}.\n\n{text}", encoding='utf-8')
     (a.out/f'retrieve_{name}.json').write_text(json.dumps(dict(machine=said, **facts), indent=1) + '\n', encoding='utf-8')
