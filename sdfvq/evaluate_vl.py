@@ -180,7 +180,7 @@ def _choices(row, table):
     "The closed list that a row gives with its question, if it does."
     choices = tuple(c for x in (row.get('choices') or '').split('|') if (c := x.strip()))
     if choices and row['answer'] not in choices:
-        raise InputError(f"{table}: {row['file']}, {row['question']!r}: the answer {row['answer']!r} is none of the choices {' | '.join(choices)}")
+        raise InputError(f"{table}: {row['file']}, {row['question']!r}: the answer {row['answer']!r} is none of the choices {' | '.join(choices)}; mend either")
     return dict(choices=choices) if choices else {}
 
 # %% ../nbs/70_evaluate_vl.ipynb #fbc077d4
