@@ -31,7 +31,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import __version__
-from .align_data import AlignConfig, Asked, TextLoader, checked_questions, encode_shapes, find_questions, read_align_config, read_sequences
+from .align_data import AlignConfig, Asked, TextLoader, checked_questions, conversations, encode_shapes, find_questions, read_align_config, read_sequences
 from .callbacks import Accumulate, Clock, NaNGuard, Precision, Rounds, Schedule
 from .core import InputError, atomic_write
 from .learner import LossPart, ShapeLearner, out_of_memory
@@ -212,7 +212,7 @@ def align(
     train, valid = split_shapes(asked, config.seed)
     vl.shape_proj.units(torch.cat([q['shape'][0] for q in train[:256]]))
     loader = lambda asked, **kw: TextLoader(asked, EqualBatches([1] * len(asked), config.batch_size, None, config.seed, **kw), p, device, config.num_workers)
-    dls = DataLoaders(loader(train, rank=rank, world=world), loader(valid, shuffle=False))
+    dls = DataLoaders(loader(conversations(train, config.turns), rank=rank, world=world), loader(valid, shuffle=False))
     dls.device = torch.device(device)
     mark, model = base_mark(vl), what_learns(vl, config)
     steps = config.epochs * max(len(dls.train) // config.gradient_accumulation_steps, 1)

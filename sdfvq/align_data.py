@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ALIAS', 'OTHERS', 'AlignConfig', 'read_align_config', 'Asked', 'find_questions', 'shape_name', 'checked_questions',
-           'encode_shapes', 'read_sequences', 'TextLoader']
+           'conversations', 'encode_shapes', 'read_sequences', 'TextLoader']
 
 # %% ../nbs/67_align_data.ipynb #3a9ca72b
 import copy, zlib
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,7 @@ class AlignConfig:
     epochs: int = 3
     num_workers: int = 0                 # Processes that read shapes and prompts ahead
     batch_size: int = 8                  # Prompts in a batch of one process
+    turns: int = 1                       # Questions about one shape that are learned as one conversation, at most
     gradient_accumulation_steps: int = 1 # Batches of a step
     weight_decay: float = 0.0
     grad_clip: float = 1.0
@@ -94,7 +96,7 @@ def read_align_config(
         if how := str(raw.pop('precision', '')): check_names([how], PRECISIONS, 'precision'); raw['precision'] = PRECISIONS[how]
         c = checked(AlignConfig, raw, 'alignment')
         for k in ('max_3d_tokens', 'projector_layers', 'epochs', 'batch_size', 'gradient_accumulation_steps', 'i_print', 'i_save',
-                  'save_total_limit', 'layers', 'heads'):
+                  'save_total_limit', 'layers', 'heads', 'turns'):
             if getattr(c, k) < 1: raise InputError(f"{k} must be at least 1, got {getattr(c, k)}")
         for k in ('lora_r', 'lr', 'num_workers', 'dummy_samples', 'max_samples', 'weight_decay', 'warmup_ratio', 'seconds'):
             if getattr(c, k) < 0: raise InputError(f"{k} must be at least 0, got {getattr(c, k)}")
@@ -153,6 +155,20 @@ def checked_questions(
             out.append(q | dict(shape=shape))
         except InputError as e: out.skipped[q['name']] = str(e)
     if not out: raise InputError(f"none of {len(found)} questions can be used: {next(iter(out.skipped.items()), ('', ''))}")
+    return out
+
+# %% ../nbs/67_align_data.ipynb #112b00f2
+def conversations(
+    asked: Asked,
+    turns: int,    # Of one conversation, at most
+) -> Asked:        # with `then`, what is asked after the first question
+    "The questions, those about one shape together."
+    by, out = defaultdict(list), Asked()
+    for q in asked: by[q['name']].append(q)
+    for same in by.values():
+        for q, *more in (same[i:i + turns] for i in range(0, len(same), turns)):
+            out.append(q | dict(then=[(m['question'], m['answer']) for m in more]))
+    out.seed, out.skipped = asked.seed, asked.skipped
     return out
 
 # %% ../nbs/67_align_data.ipynb #d529fa2c
@@ -224,9 +240,18 @@ class TextLoader(ShapeLoader):
 
     def rest(self):
         plan = self.batches.of(self.epoch)[self.step:]
-        for items, batch in zip(plan, in_order(self.collated, plan, self.workers)):
+        drawn = self.epoch if self.batches.shuffle else 0
+        for items, batch in zip(plan, in_order(self.collated, [(items, drawn) for items in plan], self.workers)):
             self.step += 1
             batch = dict({k: v.to(self.device, non_blocking=True) for k, v in batch.items()}, item=items)
             yield batch, batch
 
-def _collated(asked, processor, items): return collate_3d_text([asked[i] for i in items], processor)
+def _collated(asked, processor, planned):
+    items, epoch = planned
+    return collate_3d_text([_begun_anew(asked[i], [asked.seed, epoch, i]) for i in items], processor)
+
+def _begun_anew(item, seed):
+    "The conversation in an order of its own: what comes first is all that a question alone has before it."
+    turns = [(item['question'], item['answer']), *item.get('then', ())]
+    (question, answer), *then = (turns[k] for k in np.random.default_rng(seed).permutation(len(turns)))
+    return item | dict(question=question, answer=answer, then=then)

@@ -148,7 +148,7 @@ class Processor3D(ProcessorMixin):
         if control: raise InputError(f"{whose}: the text holds the control token {control[0]}; take it out")
 
 def collate_3d_text(
-    items: list,             # dicts with `question`, and maybe `shape` (one or a list), `image`, `answer`
+    items: list,             # dicts with `question`, and maybe `shape` (one or a list), `image`, `answer`, `then`: (question, answer), … that follow in training
     processor: Processor3D,
     training: bool = True,   # With answers, labels and padding on the right; False: ready to `generate`
 ) -> dict:
@@ -157,8 +157,12 @@ def collate_3d_text(
         many = lambda k: item[k] if isinstance(item.get(k), list) else [item[k]] if item.get(k) is not None else []
         text = lambda t: dict(type='text', text=t)
         user = [dict(type='3d', shape=s) for s in many('shape')] + [dict(type='image', image=i) for i in many('image')]
-        asked = [dict(role='user', content=user + [text(item['question'])])]
-        return asked + [dict(role='assistant', content=[text(item['answer'].strip())])] if training else asked
+        said = [dict(role='user', content=user + [text(item['question'])])]
+        if not training: return said
+        answers = lambda answer: dict(role='assistant', content=[text(answer.strip())])
+        said.append(answers(item['answer']))
+        for question, answer in item.get('then', ()): said += [dict(role='user', content=[text(question)]), answers(answer)]
+        return said
     out = processor.apply_chat_template([chat(i) for i in items], tokenize=True, return_dict=True, return_tensors='pt',
                                         add_generation_prompt=not training,
                                         processor_kwargs=dict(padding=True, padding_side='right' if training else 'left'))

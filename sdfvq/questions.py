@@ -98,19 +98,20 @@ def asked(
 # %% ../nbs/65_questions.ipynb #5ed512d9
 def questions(
     seed: int = 0,
-    each: int = 4,  # Questions about each shape, at most
-):                  # yields dict(shape, question, answer, kind, choices, name); `shape` is a mesh, `name` of the scene
+    each: int = 4,     # Questions about each shape, at most
+    of_kind: int = 1,  # And of one kind
+):                     # yields dict(shape, question, answer, kind, choices, name); `shape` is a mesh, `name` of the scene
     "Questions without end; any answer is as frequent as the others to the same words."
     answers, kinds = defaultdict(Counter), Counter()
     for i in count():
         rng = np.random.default_rng([seed, i])
-        scene, chosen = make_scene(rng), {}
+        scene, chosen = make_scene(rng), []
         lead = lambda q: answers[q['question']][q['answer']] - min(answers[q['question']][c] for c in q['choices'])
         found = asked(scene)
         for q in sorted((found[k] for k in rng.permutation(len(found))), key=lambda q: (kinds[q['kind']], lead(q))):
-            if len(chosen) < each and lead(q) < 2: chosen.setdefault(q['kind'], q)
+            if len(chosen) < each and lead(q) < 2 and sum(c['kind'] == q['kind'] for c in chosen) < of_kind: chosen.append(q)
         shape = merge([m for _, m in scene])
-        for q in chosen.values():
+        for q in chosen:
             answers[q['question']][q['answer']] += 1; kinds[q['kind']] += 1
             yield dict(shape=shape, name=f'{seed}-{i}') | q
 
@@ -118,10 +119,11 @@ def make_questions(
     n: int,                  # How many; the first of a longer list are the same
     seed: int = 0,           # Shapes of another seed are others
     each: int = 4,           # Questions about each shape, at most
+    of_kind: int = 1,        # And of one kind
     resolution: int = None,  # Edge of the voxel grid of `SparseSDF`s; None: shapes stay meshes
 ) -> list:
     "`n` questions as `questions` gives them; those about one shape share it."
-    out = list(islice(questions(seed, each), n))
+    out = list(islice(questions(seed, each, of_kind), n))
     if resolution:
         fields = {q['name']: q['shape'] for q in out}
         fields = {name: voxelize(m, None, resolution) for name, m in fields.items()}
