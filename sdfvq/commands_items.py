@@ -17,9 +17,9 @@ from .commands import Device, FreeDevice, app, console, errors, ignored, note, r
 
 # %% ../nbs/94_commands_items.ipynb #3a40916d
 @app.command()
-def rqvae(items: Annotated[Path, typer.Argument(metavar='ITEMS', help='Vectors: .npy (N,D) or a CSV; or, with --weights, a folder or table of shapes.')],
+def rqvae(items: Annotated[Path, typer.Argument(metavar='ITEMS', help='A folder of shapes or of what `sdfvq prepare` made of them; a table of shapes, with --weights; or vectors: .npy (N,D) or a CSV.')],
           output: Annotated[Path, typer.Option('-o', '--output', help='Run folder; in the end an index for `sdfvq similar`.')],
-          weights: Annotated[Optional[Path], typer.Option('--weights', '-w', help='Run or checkpoint of `sdfvq train`, which makes vectors of shapes.')] = None,
+          weights: Annotated[Optional[Path], typer.Option('--weights', '-w', help='What makes vectors of shapes: run or checkpoint of `sdfvq train`; by default, for a folder, the model that comes with the package.')] = None,
           config: Annotated[Optional[Path], typer.Option(help='YAML or JSON with settings, the original\'s gin names, too; options here come before it.')] = None,
           kind: Annotated[Optional[str], typer.Option(help='rqvae, or kmeans: residual k-means, without training.')] = None,
           codes: Annotated[Optional[int], typer.Option(help='Of each level.')] = None,

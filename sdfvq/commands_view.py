@@ -14,16 +14,17 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from .commands import WEIGHTS, Output, Overwrite, app, console, print_table, say, say_files
+from .commands import MODEL, WEIGHTS, Model, Output, Overwrite, app, console, print_table, say, say_files
 from .core import InputError, check_output
 
 # %% ../nbs/93_commands_view.ipynb #008a8538
 @app.command()
 def demo(mesh: Annotated[Optional[Path], typer.Argument(help='Your mesh; by default a generated solid.')] = None,
-         output: Output = Path('demo'), overwrite: Overwrite = False):
-    "The main job in minutes: trains a tiny tokenizer, then mesh → tokens → mesh, with a report."
+         output: Output = Path('demo'), overwrite: Overwrite = False,
+         model: Model = MODEL):
+    "The main job: mesh → tokens → mesh, with a report."
     from sdfvq.demo import run_demo
-    rows, files = run_demo(mesh, output, overwrite)
+    rows, files = run_demo(mesh, output, overwrite, model)
     print_table(rows)
     say_files(files)
 

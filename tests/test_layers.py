@@ -77,7 +77,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'explore':   {'vl', 'retrieve'},
     'sequence3d': Only({'core', 'sparse'}),
     'selftest':  MODELS | {'fastai'},
-    'demo':      {'vl', 'retrieve'},
+    'demo':      {'learner', 'train', 'vl', 'retrieve'},
     'processor3d': MODELS | {'losses', 'conv', 'attention', 'fastai'},
     'vl':        {'retrieve', 'fastai'},
     'words':     MODELS | QUANTIZERS | {'fastai', 'transformers'},

@@ -88,8 +88,8 @@ def test_core_does_its_job(tmp_path):
     lines = ['voxelize a.ply -o a.npz --resolution 64', 'mesh a.npz -o b.glb', 'encode a.ply -o a.s3d --model model.safetensors', 'info',
              'decode a.s3d -o c.glb --model model.safetensors', 'view a.ply a.npz a.s3d --model model.safetensors -o view.html', 'inspect data',
              'prepare a.ply -o data --resolutions 64 --workers 1', 'inspect data --overwrite',
-             'evaluate shapes --weights model.safetensors -o report']
-    needing = ['train a.ply -o run', 'demo -o demo', 'rqvae a.npy -o run', 'retrieve train a.csv -o run']
+             'evaluate shapes --weights model.safetensors -o report', 'demo a.ply -o demo']
+    needing = ['train a.ply -o run', 'rqvae a.npy -o run', 'retrieve train a.csv -o run']
     said = run(sys.executable, '-c', CORE_ONLY + f'''
 from typer.testing import CliRunner
 from sdfvq.cli import app
@@ -98,7 +98,7 @@ for line in {lines + needing!r}:
     print(r.exit_code, r.output.replace(chr(10), ' '), r.exception if r.exit_code not in (0, 2) else '')
 ''', cwd=tmp_path, COLUMNS='200').splitlines()
     done, refused = said[:len(lines)], said[len(lines):]
-    assert [d[0] for d in done] == ['0'] * 6 + ['2', '0', '0', '0'] and 'WRONG' not in done[3], done
+    assert [d[0] for d in done] == ['0'] * 6 + ['2', '0', '0', '0', '0'] and 'WRONG' not in done[3], done
     assert (tmp_path/'c.glb').stat().st_size > 1000 and 'sdfvq[view]' in read(tmp_path/'view.html')
     assert len(refused) == len(needing) and all(r.startswith('2 error: ') and "pip install 'sdfvq[train]'" in r for r in refused), refused
 
@@ -265,7 +265,6 @@ def test_workflows_use_pythons_that_we_support():
 
 def test_commands_take_what_ships():
     "The default of the commands is the library's, and is there."
-    from inspect import signature
-    from sdfvq.commands_tokens import encode, evaluate
+    from sdfvq.commands import MODEL
     from sdfvq.tokenizer import DEFAULT, shipped
-    assert {str(signature(f).parameters['model'].default) for f in (encode, evaluate)} == {DEFAULT} and DEFAULT in shipped()
+    assert str(MODEL) == DEFAULT and DEFAULT in shipped()

@@ -43,17 +43,16 @@ def main():
         fastai = resolve(python, '--no-deps', FASTAI)
         needs = [r for r in fastai['fastai']['requires_dist'] if 'extra ==' not in r and name(r) not in UNUSED]
         train = [r for r in wanted['train'] if name(r) != 'fastai']
-        beside = [r for r in train if name(r) in map(name, needs)]  # our bounds on what fastai needs
-        runtime = [r for r in (*wanted[''], *wanted['view']) if name(r) != 'torch'] + needs + beside + BUILD
+        runtime = [r for r in (*wanted[''], *wanted['view']) if name(r) != 'torch'] + BUILD
         torch_needs = ['torch']                                      # already there: brings only what it lacks
-        everything = resolve(python, *runtime, *train, *sum((wanted[e] for e in (*EXTRAS, 'dev')), []), *torch_needs)
+        everything = resolve(python, *runtime, *needs, *train, *sum((wanted[e] for e in (*EXTRAS, 'dev')), []), *torch_needs)
 
         pins = Path(tmp)/'pins.txt'
         pins.write_text('\n'.join(f"{n}=={m['version']}" for n, m in everything.items()), encoding='utf-8')
         run = resolve(python, '-c', str(pins), *runtime, *torch_needs)
 
     dev = {n: m for n, m in everything.items() if n not in run}
-    write(LOCKS/'run.txt', ['# Made by `make lock`; see README.md here.', ELSEWHERE[1]], {**run, **fastai})
-    write(LOCKS/'dev.txt', ['# Made by `make lock`; see README.md here.', '-r run.txt', ELSEWHERE[0]], dev)
+    write(LOCKS/'run.txt', ['# Made by `make lock`; see README.md here.', ELSEWHERE[1]], run)
+    write(LOCKS/'dev.txt', ['# Made by `make lock`; see README.md here.', '-r run.txt', ELSEWHERE[0]], {**dev, **fastai})
 
 if __name__ == '__main__': main()
