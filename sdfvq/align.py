@@ -9,7 +9,7 @@ __all__ = ['Aligned', 'AnswerLoss', 'Exact', 'RankLog', 'TextGuard', 'TextLearne
 # %% ../nbs/68_align.ipynb #ed87a53c
 from .core import require
 
-require('train', 'fastai')   # before the imports below would only say that there is none
+require('train,vl', 'fastai')   # before the imports below would only say that there is none
 
 # %% ../nbs/68_align.ipynb #58ba21a4
 import math, zlib

@@ -13,13 +13,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from .commands import Device, FreeDevice, app, console, errors, ignored, note, resumable, say
+from .commands import WEIGHTS, Device, FreeDevice, app, console, errors, ignored, note, resumable, say
 
 # %% ../nbs/94_commands_items.ipynb #3a40916d
 @app.command()
 def rqvae(items: Annotated[Path, typer.Argument(metavar='ITEMS', help='A folder of shapes or of what `sdfvq prepare` made of them; a table of shapes, with --weights; or vectors: .npy (N,D) or a CSV.')],
           output: Annotated[Path, typer.Option('-o', '--output', help='Run folder; in the end an index for `sdfvq similar`.')],
-          weights: Annotated[Optional[Path], typer.Option('--weights', '-w', help='What makes vectors of shapes: run or checkpoint of `sdfvq train`; by default, for a folder, the model that comes with the package.')] = None,
+          weights: Annotated[Optional[Path], typer.Option(*WEIGHTS, help='What makes vectors of shapes: run or checkpoint of `sdfvq train`; by default, for a folder, the model that comes with the package.')] = None,
           config: Annotated[Optional[Path], typer.Option(help='YAML or JSON with settings, the original\'s gin names, too; options here come before it.')] = None,
           kind: Annotated[Optional[str], typer.Option(help='rqvae, or kmeans: residual k-means, without training.')] = None,
           codes: Annotated[Optional[int], typer.Option(help='Of each level.')] = None,
@@ -52,7 +52,7 @@ def rqvae(items: Annotated[Path, typer.Argument(metavar='ITEMS', help='A folder 
 def similar(shape: Annotated[str, typer.Argument(metavar='SHAPE', help='A mesh or .npz, the name of an item in the index, or a .npy file of one vector.')],
             index: Annotated[Path, typer.Option('--index', help='Run folder of `sdfvq rqvae`.')],
             count: Annotated[int, typer.Option('-k', '--count', min=1, help='Items of each list.')] = 10,
-            weights: Annotated[Optional[Path], typer.Option('--weights', '-w', help='Of the shapes\' tokenizer; by default where it was when the index was made.')] = None,
+            weights: Annotated[Optional[Path], typer.Option(*WEIGHTS, help='Of the shapes\' tokenizer; by default where it was when the index was made.')] = None,
             device: Device = 'cpu'):
     "Items like this one: by vector, and by the beginning of their semantic ids."
     from sdfvq.semantic import SimilarIndex

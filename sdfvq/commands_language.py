@@ -11,7 +11,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .commands import Device, FreeDevice, Overwrite, app, complain, errors, ignored, note, resumable, say, say_files, spread
+from .commands import WEIGHTS, Device, FreeDevice, Overwrite, app, complain, errors, ignored, note, resumable, say, say_files, spread
 from .core import InputError, check_output
 
 # %% ../nbs/95_commands_language.ipynb #57ef8bb8
@@ -19,7 +19,7 @@ from .core import InputError, check_output
 def align(data: Annotated[Optional[Path], typer.Argument(help='Folder that `sdfvq prepare` wrote, with captions, or a table with file and caption, or question and answer; by default the config\'s.')] = None,
           output: Annotated[Optional[Path], typer.Option('-o', '--output', help='Folder for runs; each has one in it, named by its settings.')] = None,
           vl: Annotated[Optional[str], typer.Option(help='Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint: its folder, or a name in the local cache; or qwen2_vl, qwen2_5_vl, qwen3_vl: a small model of random weights learns as a whole.')] = None,
-          weights: Annotated[Optional[Path], typer.Option('--weights', '-w', help='Run or checkpoint of `sdfvq train`: the shape tokenizer, which stays as it is.')] = None,
+          weights: Annotated[Optional[Path], typer.Option(*WEIGHTS, help='Run or checkpoint of `sdfvq train`: the shape tokenizer, which stays as it is.')] = None,
           config: Annotated[Optional[Path], typer.Option(help='YAML with settings, the original\'s names, too; options here come before it.')] = None,
           lora_r: Annotated[Optional[int], typer.Option(help='Rank of LoRA adapters in the language model; by default the projector alone learns.')] = None,
           dummy: Annotated[Optional[int], typer.Option('--dummy-data', help='So many generated questions instead of data.')] = None,
@@ -104,7 +104,7 @@ def evaluate_vl(output: Annotated[Path, typer.Option('-o', '--output', help='Fol
 @app.command('smoke-vl')
 def smoke_vl(quick: Annotated[bool, typer.Option('--quick', help='Tiny random models made on the spot: a minute on any machine.')] = False,
              vl: Annotated[Optional[str], typer.Option(help='Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint: its folder, or a name in the local cache.')] = None,
-             weights: Annotated[Optional[Path], typer.Option('--weights', '-w', help='Run or checkpoint of `sdfvq train`; by default a random tokenizer.')] = None, device: Device = 'cpu'):
+             weights: Annotated[Optional[Path], typer.Option(*WEIGHTS, help='Run or checkpoint of `sdfvq train`; by default a random tokenizer.')] = None, device: Device = 'cpu'):
     "Runs the whole language bridge once, each step checked: shapes, model, learning, answers, a mesh, controls, a shape in words."
     if quick == (vl is not None): raise InputError("give either --quick, for tiny random models, or --vl with the checkpoint to try")
     from sdfvq.evaluate_vl import smoke_vl

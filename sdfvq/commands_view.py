@@ -6,7 +6,8 @@
 __all__ = ['demo', 'view', 'info']
 
 # %% ../nbs/93_commands_view.ipynb #42922758
-import tempfile
+import os, sys, tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -14,8 +15,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from .commands import MODEL, WEIGHTS, Model, Output, Overwrite, app, console, print_table, say, say_files
-from .core import InputError, check_output
+from .commands import MODEL, WEIGHTS, Model, Output, Overwrite, app, console, note, print_table, say, say_files
+from .core import InputError, check_output, to_install
 
 # %% ../nbs/93_commands_view.ipynb #008a8538
 @app.command()
@@ -32,7 +33,7 @@ def demo(mesh: Annotated[Optional[Path], typer.Argument(help='Your mesh; by defa
 @app.command()
 def view(files: Annotated[list[Path], typer.Argument(help='Meshes, SDFs (.npz), token files (.s3d).')],
          output: Annotated[Optional[Path], typer.Option('-o', '--output', help='HTML page to write; without it a new one is opened in the browser.')] = None,
-         model: Annotated[Optional[Path], typer.Option(*WEIGHTS, help='Decodes token files, at every depth; without it their places are shown, a colour for each code.')] = None,
+         model: Annotated[Optional[Path], typer.Option(*WEIGHTS, help='Decodes token files, at every depth; by default the model of the package that made them. Without either their places are shown, a colour for each code.')] = None,
          compare: Annotated[bool, typer.Option('--compare', help='Two shapes, input and reconstruction: each is coloured by its distance to the other.')] = False,
          voxel: Annotated[Optional[float], typer.Option(help='Edge of a voxel in the input\'s units: --compare measures in voxels.')] = None,
          up: Annotated[str, typer.Option(help='Axis that points up: y or z.')] = 'y', overwrite: Overwrite = False):
@@ -46,10 +47,16 @@ def view(files: Annotated[list[Path], typer.Argument(help='Meshes, SDFs (.npz), 
     check_output(page, overwrite)
     tok = ShapeTokenizer.from_pretrained(model) if model else None
     if compare: panels = list(error_maps(*(load_shape(f, tok) for f in files), voxel).values())
-    else: panels = [token_steps(ShapeTokens.load(f), tok) if is_tokens(f) else load_shape(f) for f in files]
+    else: panels = [token_steps(t := ShapeTokens.load(f), tok or _maker(f, t)) if is_tokens(f) else load_shape(f) for f in files]
     report(page, panels, titles=[f.name for f in files], title=', '.join(f.name for f in files), up=up, overwrite=overwrite)
-    say(f'{page}: {len(files)} to turn')
-    if not output: typer.launch(str(page))
+    say(f"{page}: {len(files)} {'to turn' if find_spec('k3d') else 'still; to turn them, ' + to_install('view')}")
+    if not output and (sys.platform != 'linux' or {'DISPLAY', 'WAYLAND_DISPLAY'} & {*os.environ}): typer.launch(str(page))
+
+def _maker(file, tokens):
+    "The tokenizer of the package that made them, or None, and that is said."
+    from sdfvq.tokenizer import ShapeTokenizer
+    try: return ShapeTokenizer.that_made(tokens)
+    except InputError: note(f'{file}: no model of the package made these tokens, so their places are shown; --model decodes them')
 
 # %% ../nbs/93_commands_view.ipynb #a60d24a9
 @app.command()

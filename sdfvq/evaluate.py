@@ -207,6 +207,8 @@ def tables(out: Evaluation) -> dict:   # {heading: rows}
     rows = [('shapes', s['shapes']), ('failed', s['failed']), ('model', s['model'])]
     if not out.good: return {'': rows, **_failures(out)}
     rows += [(f'{k}, mean / median', f"{s[k]['mean']:,.0f} / {s[k]['median']:,.0f}") for k in ('tokens', 'bytes', 'bits')]
+    rows += [(f'{title}, mean / worst tenth', ' / '.join(_number(m, s['lines'][f'codes {out.depth}'][m][k]) for k in ('mean', 'worst_tenth')))
+             for m, title in dict(chamfer='Chamfer distance in voxels', **{'F 0.01': 'F-score at 0.01 of the cube [-1,1]³', 'F 1 voxel': 'F-score at 1 voxel'}).items()]
     rows += [(f'codebook {d}: usage / perplexity', f"{100 * h['usage']:.1f} % / {h['perplexity']:,.0f} of {out.codes:,}") for d, h in enumerate(s['codebook'], 1)]
     rows += [(f'Chamfer, {a} ÷ {b}', f"{r['of_means']:.2f} of the means, {r['median']:.2f} in the median; lower on {r['lower']} of {r['shapes']}")
              for pair, r in s['chamfer_ratios'].items() for a, b in [map(_says, pair.split(' / '))]]

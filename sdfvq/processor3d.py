@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .core import InputError
+from .core import InputError, to_install
 from .sequence3d import answer_labels, codes_at, pad_sequences, prepare_3d_sequence
 from .sparse import SparseTensor
 from .tokenizer import ShapeTokenizer
@@ -32,7 +32,7 @@ try:
     import peft                      # which `vl` needs: all is there, or one line says what is not
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast, ProcessorMixin, Qwen2VLImageProcessorPil
-except ImportError as e: raise InputError(f"the language bridge needs transformers 5 and peft ({e}): pip install sdfvq[vl]") from e
+except ImportError as e: raise InputError(f"the language bridge needs transformers 5 and peft ({e}): {to_install('train,vl')}") from e
 
 # %% ../nbs/60_processor3d.ipynb #679f7670
 MARKS = ('<|3d_start|>', '<|3d_pad|>', '<|3d_end|>')

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import trimesh
 
-from .core import InputError
+from .core import InputError, to_install
 from .items import read_table, write_table
 from .mesh import box, capsule, make_mesh, merge, sphere, torus
 from .voxelize import voxelize
@@ -268,7 +268,7 @@ def sentence_similarity(
     if not Path(folder).is_dir():
         raise InputError(f"sentence model {folder}: not a folder; save a sentence-transformers model there, nothing is fetched")
     try: from sentence_transformers import SentenceTransformer
-    except ImportError as e: raise InputError("sentence vectors need sentence-transformers: pip install 'sdfvq[text]'") from e
+    except ImportError as e: raise InputError(f"sentence vectors need sentence-transformers: {to_install('text')}") from e
     model = SentenceTransformer(str(folder), local_files_only=True)
     vectors = lambda texts: model.encode(list(texts), normalize_embeddings=True)
     own = vectors(answers)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import InputError
+from .core import InputError, to_install
 
 # %% ../nbs/71_texts.ipynb #1db0c1b9
 COLUMNS = 2**15
@@ -41,7 +41,7 @@ def text_vectors(
     if model:
         if not Path(model).is_dir(): raise InputError(f"model {model} must be a folder with a sentence_transformers model")
         try: from sentence_transformers import SentenceTransformer
-        except ImportError as e: raise InputError("sentence vectors need sentence_transformers: pip install sdfvq[text], or leave the model out") from e
+        except ImportError as e: raise InputError(f"sentence vectors need sentence-transformers: {to_install('text')}; or leave the model out") from e
         return SentenceTransformer(str(model), local_files_only=True).encode(list(texts), normalize_embeddings=True).astype(np.float32), f'sentence_transformers {Path(model).name}'
     x = word_counts(texts)
     wide = min(dim + 32, *x.shape)

@@ -18,7 +18,7 @@ import trimesh
 from .autoencoder import VQVAEConfig
 from .core import InputError, Transform, check_device
 from .loader import collate
-from .mesh import load_mesh
+from .mesh import READ, load_mesh
 from .tokens import ShapeTokens, is_tokens
 from .voxelize import SparseSDF, march, voxelize
 from .vqvae import SparseSDFVQVAE, fingerprint, load_model, presets
@@ -172,6 +172,7 @@ def read_field(
     device: str = 'cpu',                      # Where one of the package runs
 ) -> SparseSDF:
     "The sparse SDF in a file, decoded where it holds tokens."
+    if Path(path).suffix.lower() in READ: raise InputError(f"{path}: is a mesh; what is decoded is a token file of `sdfvq encode`, or a field")
     if not is_tokens(path): return SparseSDF.load(path)
     tokens = ShapeTokens.load(path)
     try: return (tokenizer or ShapeTokenizer.that_made(tokens, device)).decode_sdf(tokens, depth)

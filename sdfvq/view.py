@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import InputError, atomic_write, check_output, check_shape
+from .core import InputError, atomic_write, check_output, check_shape, to_install
 
 # %% ../nbs/13_view.ipynb #178d2af9
 def code_colors(
@@ -103,8 +103,9 @@ def voxels_as_drawable(
             owner.append(bare)
     v = 2. * np.concatenate(quads).reshape(-1, 3) / thing[2] - 1
     f = np.arange(len(v)).reshape(-1, 4)[:, [[0, 1, 2], [0, 2, 3]]]
+    codes = np.ndim(thing[1]) == 1 and np.issubdtype(np.asarray(thing[1]).dtype, np.integer)
     return Drawable(thing[3].to_world(v) if len(thing) == 4 else v, f, np.repeat(rgb[first][np.concatenate(owner)], 2, 0),
-                    f"{len(ijk):,} voxels")
+                    f"{len(ijk):,} {'tokens' if codes else 'voxels'}")
 
 def _voxel_colors(values):
     "RGB as it is; codes through `code_colors`; distances from blue (inside) over white to orange (outside)."
@@ -271,7 +272,7 @@ def thinned(d, most):
 def load_k3d():
     "The package that draws scenes to turn."
     try: import k3d
-    except ImportError as e: raise InputError("a scene to turn is drawn by k3d: pip install 'sdfvq[view]', or let `picture` draw a still one") from e
+    except ImportError as e: raise InputError(f"a scene to turn is drawn by k3d: {to_install('view')}; `picture` draws a still one") from e
     return k3d
 
 def k3d_mesh(d, title="", shift=(0, 0, 0)):

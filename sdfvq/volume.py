@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import InputError, atomic_write, check_output
+from .core import InputError, atomic_write, check_output, to_install
 
 # %% ../nbs/12_volume.ipynb #e42f8d25
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ LPS = np.diag([-1., -1, 1, 1])  # between RAS and LPS, either way
 
 def _sitk():
     try: import SimpleITK
-    except ImportError as e: raise InputError("medical volumes are read by SimpleITK: pip install 'sdfvq[medical]'") from e
+    except ImportError as e: raise InputError(f"medical volumes are read by SimpleITK: {to_install('medical')}") from e
     return SimpleITK
 
 def _suffix(path): return next((s for s in reversed(FILES) if Path(path).name.lower().endswith(s)), None)

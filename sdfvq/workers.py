@@ -8,7 +8,7 @@ __all__ = ['FULL', 'disk_full', 'reason', 'serve', 'limits_memory', 'Worker', 'r
 # %% ../nbs/37_workers.ipynb #e40f6df8
 import errno, os, pickle, queue, subprocess, sys, tempfile, threading
 
-from .core import InputError
+from .core import InputError, to_install
 
 # %% ../nbs/37_workers.ipynb #2259500f
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}   # the disk's fault, not the piece's
@@ -178,7 +178,7 @@ def run_ray(
 ):
     "`run_workers` on a Ray cluster, one task on each CPU."
     try: import ray
-    except ImportError as e: raise InputError("--ray needs Ray: pip install 'sdfvq[ray]'") from e
+    except ImportError as e: raise InputError(f"--ray needs Ray: {to_install('ray')}") from e
     try: ray.init(address=address, log_to_driver=False, logging_level='ERROR')
     except (ConnectionError, ValueError, RuntimeError) as e: raise InputError(f"--ray {address}: no cluster there ({reason(e)}); start one with `ray start --head`") from e
     remote = ray.remote(max_retries=5, num_cpus=1)(_remote)

@@ -112,7 +112,7 @@ for name in {rooms!r}:
     except Exception as e: print(name, type(e).__name__, e)
 ''').splitlines()
     only_gpu = [l for l in said if 'triton' in l]                # no extra: torch brings it, where there is a GPU
-    named = [l for l in said if re.match(r"\w+ InputError .*pip install '?sdfvq\[(\w+)\]", l)]
+    named = [l for l in said if re.match(r"\w+ InputError .*pip install '?sdfvq\[([\w,]+)\]", l)]
     assert sorted(only_gpu + named) == sorted(said) and len(named) > 5, said
 
 def test_help_loads_little():
