@@ -1,6 +1,6 @@
 """Metadata comes from settings.ini; csrc/ becomes the extensions `sdfvq._C` (plain C++17, no torch headers)
 and, where CUDA's compiler is, `sdfvq._cuda`. SDFVQ_CUDA=0 leaves that out, 1 insists on it; SDFVQ_CUDA_ARCH="90 100" names the GPUs."""
-import configparser, os, shlex, shutil, sys
+import configparser, os, re, shlex, shutil, sys
 from glob import glob
 from pathlib import Path
 
@@ -57,11 +57,16 @@ if cuda_home:  # optional: a failure is a warning, and the CPU's package works
         cxx_std=17, depends=extension.depends, extra_compile_args=flags, library_dirs=[f'{cuda_home}/lib64'],
         libraries=['cudart_static', 'dl', 'rt', 'pthread'], optional=wanted != '1'))
 
+def page():
+    "README.md with links that work from elsewhere, as on PyPI."
+    text = Path('README.md').read_text(encoding='utf-8') if Path('README.md').exists() else ''
+    text = re.sub(r'(!\[[^]]*\]\()(?![a-z]+:|#)', rf"\1{cfg['git_url']}/raw/{cfg['branch']}/", text)
+    return re.sub(r'((?<!!)\[[^]]*\]\()(?![a-z]+:|#)', rf"\1{cfg['git_url']}/blob/{cfg['branch']}/", text)
+
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license_expression='Apache-2.0',
-    long_description=Path('README.md').read_text(encoding='utf-8') if Path('README.md').exists() else '',
-    long_description_content_type='text/markdown',
+    long_description=page(), long_description_content_type='text/markdown',
     packages=['sdfvq'], package_data={'sdfvq': ['*.json', 'py.typed', 'pretrained/*']}, python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={**{e: cfg[f'{e}_requirements'].split() for e in EXTRAS}, 'dev': sum((cfg[f'{e}_requirements'].split() for e in TESTED), [])},

@@ -35,9 +35,9 @@ def test_one_version():
     assert "version=cfg['version']" in read('setup.py') and not re.search(r'^\s*version\s*=', read('pyproject.toml'), re.M)
 
 def test_extras_are_documented():
-    "Each has a row in the README's table of extras, and no row is without one; `setup.py` knows them all."
-    rows = re.findall(r'^\| `\[(\w+)\]` \|', read('README.md'), re.M)
-    assert sorted(rows) == EXTRAS
+    "Each has a row in the install page's table, and no row is without one; README and `setup.py` know them all."
+    rows = re.findall(r'"\| `\[(\w+)\]` \|', read('nbs/explanations/install.ipynb'))
+    assert sorted(rows) == sorted(re.findall(r'`\[(\w+)\]`', read('README.md'))) == EXTRAS
     namespace = {}
     exec(re.search(r'^EXTRAS = .*$', read('setup.py'), re.M)[0], namespace)
     assert sorted([*namespace['EXTRAS'], 'dev']) == EXTRAS
@@ -164,12 +164,14 @@ def test_wheel_says_what_settings_say(built):
     wanted = {str(Requirement(r)) for r in CFG['requirements'].split()}
     assert {str(Requirement(r)) for r in field('Requires-Dist') if 'extra ==' not in r} == wanted
     assert 'sdfvq = sdfvq.cli:main' in entry
+    links = re.findall(r'\]\(([^)]*)\)', meta)
+    assert len(links) > 9 and all(l.startswith(('https://', '#')) for l in links), links      # the page on PyPI has no folder beside it
 
 def test_sdist_holds_the_sources(built):
     with tarfile.open(built[0]) as t: names = {n.split('/', 1)[1] for n in t.getnames() if '/' in n}
     sources = {p.relative_to(ROOT).as_posix() for p in (ROOT/'csrc').rglob('*') if p.is_file()}
     assert sources | {'settings.ini', 'pyproject.toml', 'setup.py', 'README.md', 'LICENSE', 'sdfvq/cli.py'} <= names
-    assert not [n for n in names if n.endswith(('.ipynb', '.so', '.png', '.pyc'))]
+    assert not [n for n in names if n.endswith(('.ipynb', '.so', '.png', '.pyc')) or n.startswith('tests/')]
 
 # Warnings
 

@@ -1,4 +1,4 @@
-"""README.md from nbs/index.ipynb: the page as it is, less hidden cells, with links that work from the top folder."""
+"""README.md from nbs/index.ipynb: the page less hidden cells and those marked as not for it, with links that work from the top folder."""
 import posixpath, re
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r'(\]\(|(?:src|href)=")([^)"\s]+)')
+LEFT_OUT = '<!-- not in the README -->'
 NOTE = '<!-- Made from nbs/index.ipynb by `make readme`; edit there. -->\n\n'
 
 def from_nbs(match):
@@ -18,6 +19,7 @@ def from_nbs(match):
 def shown(cell):
     "The cell as a reader sees it, or None."
     lines = cell.source.splitlines()
+    if lines and lines[0] == LEFT_OUT: return None
     directives = [l.split('|', 1)[1].split() for l in lines if re.match(r'#\s*\|', l)]
     if any(d and d[0] in ('hide', 'default_exp', 'export', 'exports', 'exporti') for d in directives): return None
     cell.source = '\n'.join(l for l in lines if not re.match(r'#\s*\|', l))
