@@ -75,7 +75,7 @@ def error_maps(
     gaps = [closest_point(soup(a)[0], *soup(b))[0].numpy() if len(b.faces) else np.full(len(a.vertices), np.inf) for a, b in (pair, pair[::-1])]
     unit, finite = voxel or 1., np.concatenate([g[np.isfinite(g)] for g in gaps])
     most = most or (1. if voxel else float(np.quantile(finite, .99)) if len(finite) else 0.) or 1.
-    words = ' voxel' * (most == 1) or ' voxels' if voxel else ''
+    words = (' voxel' * (most == 1) or ' voxels') if voxel else ' of its units'
     legend, out = Legend(HEAT, '0', f'{most:.3g}{words} and more'), {}
     for title, d, gap in zip(('input', 'reconstruction'), pair, gaps):
         at = (gap / unit / most).clip(0, 1) * (len(HEAT) - 1)
@@ -117,7 +117,7 @@ class Explorer:
         self.tokens, self.tokenizer, self.up, self._field = tokens, tokenizer, up, (None, None)
         self.order = morton_encode(tokens.coords).argsort()
         late = dict(continuous_update=False, style=dict(description_width='4em'), layout=W.Layout(width='24em'))
-        self.depth = W.IntSlider(L, 1, L, description='depth', **late)
+        self.depth = W.IntSlider(L, 1, L, description='depth', disabled=L == 1, **late)
         self.budget = W.IntSlider(M, 1, M, description='tokens', disabled=config.grouping, **late)   # with grouping a shape is all its ids
         self.level = W.FloatSlider(0., min=-.9, max=.9, step=.05, description='level', **late)
         self.code = W.BoundedIntText(-1, min=-1, max=config.num_embeddings - 1, description='code', style=late['style'], layout=W.Layout(width='12em'))
@@ -253,15 +253,18 @@ class Watch:
         axes[1].set_ylim(0, 1.02)
         right = axes[1].twinx()
         line(right, 'perplexity', marker='.', color='C1')
-        right.set_ylim(bottom=0)
-        for ax, title in zip(axes, ('loss', 'codes in use', '')): ax.set_title(title); ax.set_xlabel('step' * bool(title))
+        right.set_ylim(0, 1.1 * max((v.get('perplexity', 0) for _, v in self.history if math.isfinite(v.get('perplexity', 0))), default=0) or 1)
+        for ax in axes[:2]: ax.set_xlabel('step')
+        above = dict(loc='lower center', bbox_to_anchor=(.5, 1.), ncols=3, frameon=False)      # on no line
         if any(x > 0 for x in losses): axes[0].set_yscale('log')
-        axes[0].legend(frameon=False)
+        axes[0].legend(**above)
         if self.history and not self._told() & {'usage', 'perplexity'}:
             for ax in (axes[1], right): ax.set_axis_off()
             axes[1].text(.5, .5, 'no codes in this stage', ha='center', transform=axes[1].transAxes)
-        else: axes[1].legend(handles=[*axes[1].lines, *right.lines], frameon=False)
-        axes[2].imshow(np.asarray(picture(self.sample(), size=320))); axes[2].axis('off')
+        else: axes[1].legend(handles=[*axes[1].lines, *right.lines], **above)
+        sample = self.sample()
+        axes[2].imshow(np.asarray(picture([*sample.values()], size=320))); axes[2].axis('off')
+        for i, title in enumerate(sample): axes[2].text((i + .5) / len(sample), 1.02, title, ha='center', transform=axes[2].transAxes)
         canvas.draw()
         from PIL import Image
         return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
