@@ -75,7 +75,7 @@ def error_maps(
     gaps = [closest_point(soup(a)[0], *soup(b))[0].numpy() if len(b.faces) else np.full(len(a.vertices), np.inf) for a, b in (pair, pair[::-1])]
     unit, finite = voxel or 1., np.concatenate([g[np.isfinite(g)] for g in gaps])
     most = most or (1. if voxel else float(np.quantile(finite, .99)) if len(finite) else 0.) or 1.
-    words = (' voxel' * (most == 1) or ' voxels') if voxel else ' of its units'
+    words = f" {'voxel' if voxel else 'unit'}{'s' * (most != 1)}"
     legend, out = Legend(HEAT, '0', f'{most:.3g}{words} and more'), {}
     for title, d, gap in zip(('input', 'reconstruction'), pair, gaps):
         at = (gap / unit / most).clip(0, 1) * (len(HEAT) - 1)
