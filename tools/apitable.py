@@ -85,7 +85,7 @@ def methods(cls):
         if not name.startswith('_') and inspect.isfunction(thing) and thing.__doc__: yield name, thing, isinstance(vars(cls)[name], property)
 
 def commands(app):
-    "Every command of a click application as (words typed, command), groups opened; in the order of its help."
+    "Every command of a click application as (words typed, command), groups opened."
     for name, command in app.commands.items():
         if command.hidden: continue
         if hasattr(command, 'commands'): yield from ((f'{name} {words}', inner) for words, inner in commands(command))
@@ -107,9 +107,10 @@ def parameter(p):
     start = '' if p.default in (None, '') or p.default is False else code(str(p.default))
     return ' '.join(f'<code>{n}</code>' for n in typed(p)), '' if p.type.name == 'boolean' else p.type.name, start, cell(p.help)
 
-def command_line(app, program):
-    "What `--help` says of all commands: an overview, then each with its arguments."
+def command_line(app, program, order):
+    "What `--help` says of all commands: an overview, then each with its arguments; in the order of the modules that they are from."
     found = [(f'{program} {words}', command, [p for p in command.params if not getattr(p, 'hidden', False)]) for words, command in commands(app)]
+    found.sort(key=lambda f: (f[0].count(' '), order.index(f[1].callback.__module__)))
     overview = '\n'.join(['| command | |', '|---|---|', *(f"| [{words}](#{words.replace(' ', '-')}) | {cell(c.help)} |" for words, c, _ in found)])
     each = ('\n\n'.join([f'### {words}', f'```sh\n{usage(words, params)}\n```', c.help or '', grid(map(parameter, params))]) for words, c, params in found)
     return '\n\n'.join([overview, *each])
@@ -133,6 +134,7 @@ class Renderer:
     def said_by_help(self):
         "The commands, below the function that starts them."
         if self.name != 'main': return ''
-        from sdfvq.cli import app
-        return command_line(get_command(app), 'sdfvq')
+        from sdfvq import cli
+        order = [room.__name__ for room in vars(cli).values() if inspect.ismodule(room)]    # other pages may have imported some of them before
+        return command_line(get_command(cli.app), 'sdfvq', order)
     __repr__ = _repr_markdown_
