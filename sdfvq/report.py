@@ -34,7 +34,7 @@ figcaption label { display: flex; gap: .75em; align-items: center; font-weight: 
 .legend { display: block; font-weight: 400; font-size: .85rem; color: var(--soft); margin-top: .25rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; min-width: min(40rem, 100%); font-variant-numeric: tabular-nums } h2 { font-size: 1.1rem; font-weight: 600; margin: 2.5rem 0 .5rem }
 th, td { padding: .5rem 0; border-bottom: 1px solid var(--line); text-align: left; font-weight: 400; vertical-align: baseline }
-th { color: var(--soft); padding-right: 2rem; min-width: 8rem; max-width: min(24rem, 45vw); overflow-wrap: break-word } td { text-align: right; overflow-wrap: break-word } td + td { padding-left: 1.5rem }
+th { color: var(--soft); padding-right: 2rem; min-width: 8rem; max-width: min(16rem, 45vw); overflow-wrap: break-word } td { text-align: right; overflow-wrap: break-word } td + td { padding-left: 1.5rem }
 </style>$k3d</head><body><h1>$title</h1><div class="panels">$panels</div>
 <p class="hint">$hint</p>$tables$turning</body></html>"""
 
