@@ -32,16 +32,16 @@ small, .hint { color: var(--soft); font-weight: 400; font-size: .85rem } .hint {
 .stage > * { position: absolute; inset: 0; width: 100%; height: 100% }
 figcaption label { display: flex; gap: .75em; align-items: center; font-weight: 400; font-size: .9rem } figcaption input { flex: 1; accent-color: #0b5fa5 } output { min-width: 6em }
 .legend { display: block; font-weight: 400; font-size: .85rem; color: var(--soft); margin-top: .25rem }
-table { border-collapse: collapse; min-width: min(40rem, 100%); font-variant-numeric: tabular-nums } h2 { font-size: 1.1rem; font-weight: 600; margin: 2.5rem 0 .5rem }
+.wide { overflow-x: auto } table { border-collapse: collapse; min-width: min(40rem, 100%); font-variant-numeric: tabular-nums } h2 { font-size: 1.1rem; font-weight: 600; margin: 2.5rem 0 .5rem }
 th, td { padding: .5rem 0; border-bottom: 1px solid var(--line); text-align: left; font-weight: 400; vertical-align: baseline }
-th { color: var(--soft); padding-right: 2rem; overflow-wrap: anywhere } td { text-align: right; overflow-wrap: break-word } td + td { padding-left: 1.5rem }
+th { color: var(--soft); padding-right: 2rem; min-width: 8rem; max-width: min(16rem, 45vw); overflow-wrap: break-word } td { text-align: right; overflow-wrap: break-word } td + td { padding-left: 1.5rem }
 </style>$k3d</head><body><h1>$title</h1><div class="panels">$panels</div>
 <p class="hint">$hint</p>$tables$turning</body></html>"""
 
 _TURNED = "Drag to turn, scroll to zoom; the panels move together. Double-click to start over."
 _STILL = "Still pictures: to turn them, pip install 'sdfvq[view]' and make the page again."
 _TURNING = """<script>
-(0, eval)(k3dSource)
+(0, eval)(k3dSource.replace(/@font-face{([$]{[^}]*}|[^{}])*}/g, ''))   // fonts of formulas lie in files, which this page may not ask for
 require(['k3d'], lib => {
   const plots = [], home = $camera, dark = matchMedia('(prefers-color-scheme: dark)')
   let moved = null
@@ -75,7 +75,7 @@ def _cell(value):
 
 def _table(rows):
     cells = (f'<tr><th scope="row">{html.escape(str(k))}</th>{"".join(f"<td>{_cell(v)}</td>" for v in values)}</tr>' for k, *values in rows)
-    return f"<table>{''.join(cells)}</table>"
+    return f'<div class="wide"><table>{"".join(cells)}</table></div>'
 
 def report(
     path,                     # HTML file to write

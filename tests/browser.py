@@ -86,6 +86,11 @@ class Page:
         for i in range(1, steps + 1): mouse('mouseMoved', *(a + (b - a) * i / steps for a, b in zip(start, end)), button='left', buttons=1)
         mouse('mouseReleased', *end, button='left', buttons=0, clickCount=1)
 
+    def press(self, key):
+        "A key of the keyboard, down and up."
+        more = dict(key=key, code={' ': 'Space'}.get(key, key), windowsVirtualKeyCode=dict(zip(('Tab', 'Enter', ' '), (9, 13, 32)))[key])
+        self.call('Input.dispatchKeyEvent', type='keyDown', **more, **({} if key == 'Tab' else dict(text=key))); self.call('Input.dispatchKeyEvent', type='keyUp', **more)
+
     def screenshot(self, path=None, box=None):
         "PNG bytes of the window, or of the box (x, y, width, height) of the page."
         clip = dict(clip=dict(zip(('x', 'y', 'width', 'height'), box), scale=1)) if box else {}

@@ -31,6 +31,37 @@ def test_arguments_stand_in_tables(site):
     assert 'id="sparsesdf.load"' in site['voxelize.html']                                    # methods too
     assert 'href="voxelize.html#sparsesdf"' in site['tokenizer.html']                        # types lead to their page
 
+def test_types_are_as_one_writes_them(site):
+    assert not [name for name, html in site.items() if 'object at 0x' in html or 'Annotated[' in html]
+    types = {tool.text_of(cell) for html in site.values() for table in re.findall('<table class="arguments">.*?</table>', html, re.S)
+             for cell in re.findall(r'<tr>\s*<td>.*?</td>\s*<td>(.*?)</td>', table, re.S)}
+    assert {'int', 'Path', 'Trimesh', 'int | None'} <= types
+    assert not [said for said in types if '\\' in said or re.search(r'\w\.\w', said)]             # no backslash, no modules
+
+def test_commands_stand_on_one_page(site):
+    "In the order of the help, with every option and what it is for; on the pages of the functions, too."
+    text = tool.text_of(site['cli.html'])
+    for words in ('sdfvq voxelize MESH -o OUTPUT', '--resolution int 256 Edge of the voxel grid.', '--seed int 0 Draws them.', '-o --output path Where the result goes.'):
+        assert words in text, words
+    found = re.findall('<h3 id="sdfvq-([^"]*)"', site['cli.html'])
+    assert found[:4] == 'voxelize mesh prepare inspect'.split() and found[-1] == 'retrieve-recommend' and len(found) == len(set(found)) >= 20
+    assert 'output -o --output Path Where the result goes.' in tool.text_of(site['commands_data.html'])
+
+def test_sidebar_has_the_rooms_of_the_home_page(site):
+    tokens = site['evaluate.html'].split('<h2>Tokens</h2>')[1].split('<h2>')[0]
+    assert [*re.findall('href="([^"]*)"', tokens)][:4] == ['coder.html', 'tokens.html', 'tokenizer.html', 'evaluate.html'] and 'draco.html' in tokens
+    assert '<a class="here" href="evaluate.html">' in tokens and '<title>sdfvq: ' in site['index.html'] and '<title>evaluate – sdfvq<' in site['evaluate.html']
+
+def test_a_home_page_without_rooms_is_refused():
+    assert tool.rooms('| room | notebooks |\n|---|---|\n| a, b | `01_x` `02_y`; `z/` |\n| c | `z/w` |') == {'01_x': 'A, b', '02_y': 'A, b', 'z/': 'A, b', 'z/w': 'C'}
+    with pytest.raises(SystemExit, match='no table of rooms'): tool.rooms('| extra | for |\n|---|---|\n')
+
+def test_links_are_checked_with_quarto_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, 'SITE', tmp_path); monkeypatch.setattr(tool.shutil, 'which', lambda name: name)
+    monkeypatch.setattr(tool.subprocess, 'run', lambda *a, **k: (tmp_path/'a.html').write_text('<a href="none.html">x</a>', encoding='utf-8') and subprocess.CompletedProcess(a, 0))
+    monkeypatch.setenv('PYTHONPATH', ''); monkeypatch.setattr(sys, 'path', [*sys.path])
+    with pytest.raises(SystemExit, match='a.html: none.html'): tool.main()
+
 def test_search_finds_what_is_there(site):
     rows = json.loads((SITE/'pages.js').read_text(encoding='utf-8').removeprefix('const PAGES = '))
     assert {r[0] for r in rows} == set(site)

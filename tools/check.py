@@ -29,6 +29,10 @@ def swallowed():
         first = ''.join(json.loads(p.read_text(encoding='utf-8'))['cells'][0]['source'])
         if any(line.strip() and line[0] not in '#>-' for line in first.splitlines()): yield str(p.relative_to(ROOT))
 
+def widgets():
+    "Notebooks that carry the state of widgets, which no page shows and no cleaning drops."
+    return [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob('nbs/**/*.ipynb')) if 'widgets' in json.loads(p.read_text(encoding='utf-8'))['metadata']]
+
 def code():
     "(where, source) of every script and of every cell of code."
     for d in ('tests', 'tools', 'bench'):
@@ -54,6 +58,7 @@ def check(what, found, cure='Run `make sync` and commit what it changes.'):
 
 def main():
     check('prose in the title cell is lost in the docs', list(swallowed()), 'Give it a cell of its own, below.')
+    check('dead state of widgets', widgets(), 'Delete `metadata.widgets`; `python tools/run.py NOTEBOOK` leaves it out.')
     check('text without an encoding', [f'{where} line {n.lineno}' for where, source in code() for n in ast.walk(ast.parse(source)) if opens_in_locale(n)],
           "Say encoding='utf-8'.")
     with tempfile.TemporaryDirectory() as tmp:

@@ -13,16 +13,15 @@ from sdfvq import _PUBLIC
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT/'_docs'
-ROOM = {'0': 'Foundation', '1': 'Shapes', '2': 'Sparse tensors', '3': 'Models', '4': 'Data and training',
-        '5': 'Tokens', '6': 'Language and retrieval', '7': 'Language and retrieval', '9': 'Command line'}
+ROW = re.compile(r'^\| ([^|`]+) \| (`[^|]*) \|$', re.M)   # of the home page's table of rooms: a name and its notebooks
 FIRST = ['', 'Tutorials', 'Explanations']   # of the sidebar's groups, before the rooms
 LINK = re.compile(r'\b(href|src)="([^"]*)"')
 HEADING = re.compile(r'<h([234])[^>]*\bid="([^"]*)"[^>]*>(.*?)</h\1>', re.S)
 
 PAGE = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title} – {project}</title><link rel="stylesheet" href="{up}site.css"><link rel="stylesheet" href="{up}styles.css"></head>
-<body><input type="checkbox" id="menu" hidden><nav><label for="menu">Menu</label><a class="home" href="{up}index.html">{project}</a>
+<title>{tab}</title><link rel="stylesheet" href="{up}site.css"><link rel="stylesheet" href="{up}styles.css"></head>
+<body><input type="checkbox" id="menu" aria-label="Menu"><nav><label for="menu">Menu</label><a class="home" href="{up}index.html">{project}</a>
 <div class="links"><input type="search" placeholder="Search" aria-label="Search" data-up="{up}"><ol class="found"></ol><div class="rooms">{nav}
 <p><a href="{repo}">Source code</a></p></div></div></nav>
 <main><h1>{title}</h1><p class="lead">{lead}</p>
@@ -31,6 +30,8 @@ PAGE = '''<!doctype html>
 '''
 SEARCH = '''// A row is [page, anchor, page's title, section, text]; all words must occur, and titles come first.
 const box = document.querySelector('input[type=search]'), found = document.querySelector('.found'), rooms = document.querySelector('.rooms')
+const here = document.querySelector('nav a.here')
+if (here) here.closest('nav').scrollTop = here.offsetTop - innerHeight / 2   // not scrollIntoView, which moves the page, too
 let rows
 const load = () => rows ??= new Promise(done => {
   const script = document.createElement('script')
@@ -72,11 +73,12 @@ nav a { display: block; padding: 0.1rem 0; color: #334e68; text-decoration: none
 nav a:hover { text-decoration: underline; }
 nav a.here { font-weight: 600; color: #0b5fa5; }
 nav a.home { font-size: 1.3rem; font-weight: 700; }
-nav h2 { font-size: 0.75rem; text-transform: uppercase; letter-spacing: 0.06em; color: #7b8794; margin: 1.1rem 0 0.2rem; border: 0; }
-main { flex: 1; min-width: 0; max-width: 54rem; padding: 1.5rem 3rem 5rem; }
+nav h2 { font-size: 0.75rem; text-transform: uppercase; letter-spacing: 0.06em; color: #52606d; margin: 1.1rem 0 0.2rem; border: 0; }
+main { flex: 1; min-width: 0; max-width: 78rem; padding: 1.5rem 2.5rem 5rem; box-sizing: border-box; }
+main p, main li { max-width: 48rem; } main p:has(> .doc-source) { max-width: none; }
 input[type=search] { width: 100%; box-sizing: border-box; font: inherit; padding: 0.3rem 0.5rem; margin-top: 0.8rem; border: 1px solid #c9d4e0; border-radius: 4px; }
 .found { list-style: none; padding: 0; margin: 0.5rem 0; } .found small { display: block; color: #66727f; } .found a { padding: 0.25rem 0; }
-nav label { display: none; }
+nav label, #menu { display: none; }
 aside { width: 15rem; flex: none; box-sizing: border-box; height: 100vh; position: sticky; top: 0; overflow-y: auto; padding: 2rem 1rem; font-size: 0.85rem; }
 aside a { display: block; padding: 0.15rem 0; color: #52606d; text-decoration: none; overflow-wrap: anywhere; } aside a:hover { text-decoration: underline; }
 aside a.h3 { padding-left: 0.9rem; }
@@ -87,14 +89,18 @@ a { color: #0b5fa5; } a.anchor-link { display: none; } hr { border: 0; border-to
 img { max-width: 100%; }
 pre { padding: 0.7rem 0.9rem; overflow-x: auto; font-size: 0.85rem; line-height: 1.45; margin: 0.6rem 0; }
 .highlight, main > pre { background: #f5f7fa; border-radius: 4px; }
-.highlight pre { margin: 0.6rem 0; }
+.highlight pre { margin: 0.6rem 0; white-space: pre-wrap; overflow-wrap: break-word; }   /* what a program printed, and drawings, keep their lines and scroll */
 code { font-size: 0.9em; } p code, li code, td code { background: #f0f3f7; padding: 0.1em 0.25em; border-radius: 3px; }
 table { border-collapse: collapse; display: block; overflow-x: auto; max-width: 100%; } th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #dde3ea; text-align: left; }
+.arguments td:first-child code { white-space: nowrap; }
 .doc-source { float: right; font-size: 0.8rem; }
 @media (max-width: 50rem) {
   body { display: block; } main { padding: 1rem; }
   nav { width: auto; height: auto; position: static; padding: 0.8rem 1rem; border-right: 0; border-bottom: 1px solid #dde3ea; }
+  #menu { display: block; position: absolute; opacity: 0; } #menu:focus-visible ~ nav label { outline: 2px solid #0b5fa5; outline-offset: 2px; }   /* seen by keyboards alone */
   nav label { display: block; float: right; padding: 0.25rem 0.7rem; border: 1px solid #c9d4e0; border-radius: 4px; cursor: pointer; }
+  .arguments thead { display: none; } .arguments tr { display: block; padding: 0.4rem 0; border-bottom: 1px solid #dde3ea; }
+  .arguments td { display: inline; padding: 0 0.4rem 0 0; border: 0; } .arguments td:last-child { display: block; } .arguments td:empty { display: none; }
   .links { display: none; } #menu:checked ~ nav .links { display: block; } nav .links a { padding: 0.35rem 0; }
 }
 '''
@@ -117,17 +123,24 @@ def read(path):
     nb.cells = [shown(c) for c in nb.cells if c.cell_type != 'raw']
     return front, nb
 
-def nav(pages, here):
-    "The sidebar, as seen from the page `here`: rooms by number, then folders."
-    groups = {}
-    for page, (front, source) in pages.items():
+def rooms(home):
+    "The room of each notebook, by its path without suffix, in the order of the home page's table."
+    found = {name: room[:1].upper() + room[1:] for room, row in ROW.findall(home) for name in re.findall('`([^`]+)`', row)}
+    if not found: sys.exit('nbs/index.ipynb has no table of rooms (| room | `notebook` … |), by which the sidebar is grouped: add it')
+    return found
+
+def nav(pages, here, rooms):
+    "The sidebar, as seen from the page `here`: folders, then the home page's rooms."
+    groups = {room: [] for room in dict.fromkeys(rooms.values())}
+    at = {name: i for i, name in enumerate(rooms)}
+    for page, (front, source) in sorted(pages.items(), key=lambda p: at.get(p[1][1].with_suffix('').as_posix(), -1)):
         folder = posixpath.dirname(page)
-        group = folder.replace('_', ' ').capitalize() if folder else ROOM.get(source.name[0], '')
+        group = folder.replace('_', ' ').capitalize() if folder else rooms.get(source.stem, '')
         groups.setdefault(group, []).append((page, front['title']))
     def link(page, title):
         mark = ' class="here"' if page == here else ''
         return f'<a{mark} href="{posixpath.relpath(page, posixpath.dirname(here) or ".")}">{escape(title)}</a>'
-    order = sorted(groups, key=lambda g: FIRST.index(g) if g in FIRST else len(FIRST))
+    order = sorted(filter(groups.get, groups), key=lambda g: FIRST.index(g) if g in FIRST else len(FIRST))
     return ''.join((f'<h2>{group}</h2>' if group else '') + ''.join(link(*p) for p in groups[group] if p[0] != 'index.html') for group in order)
 
 def text_of(html): return ' '.join(unescape(re.sub(r'<[^>]+>', ' ', re.sub(r'<a class="anchor-link".*?</a>', '', html, flags=re.S))).split())
@@ -141,6 +154,10 @@ def anchored(body):
         slug += f'-{seen[slug]}' if seen[slug] else ''
         return m[0].replace(f'id="{m[2]}"', f'id="{slug}"').replace(f'href="#{m[2]}"', f'href="#{slug}"')
     return HEADING.sub(fix, body)
+
+def tables(body):
+    "Those of arguments by name: a small screen stacks their cells."
+    return re.sub(r'<table>(?=\s*<thead>\s*<tr>\s*<th>argument</th>)', '<table class="arguments">', body)
 
 def sections(body):
     "Level, anchor, heading and words (no code, no pictures) of each part of a page; what stands before the first heading has none."
@@ -185,10 +202,8 @@ def broken_links():
         for img in re.findall(r'<img[^>]*>', html):
             if not re.search(r'\balt="(?!No description)[^"]+"', img): yield f'{name}: a picture without a description (alt): {img[:80]}'
 
-def main():
-    os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT/'tools'), *filter(None, [os.environ.get('PYTHONPATH')])])   # the renderer of settings.ini
-    sys.path.insert(0, str(ROOT/'tools'))
-    if shutil.which('quarto'): sys.exit(subprocess.run([Path(sys.executable).parent/'nbdev_docs'], cwd=ROOT).returncode)
+def make():
+    "The site without quarto."
     cfg, cache, found = get_config(path=ROOT), proc_nbs(force=True), []
     notebooks = {p.relative_to(cache): read(p) for p in sorted(cache.rglob('*.ipynb'), key=lambda p: (len(p.parts), p.as_posix()))}
     pages = {}   # site path: (front matter, path of the notebook)
@@ -196,26 +211,37 @@ def main():
         page = (source.parent/front.get('output-file', source.with_suffix('.html').name)).as_posix()
         pages[page] = ({'title': source.stem, 'description': '', **front}, source)
 
+    room = rooms('\n'.join(c.source for c in notebooks[Path('index.ipynb')][1].cells))
+    lost = [source.as_posix() for source in notebooks if source.with_suffix('').as_posix() not in room and source.name != 'index.ipynb']
+    if lost: sys.exit(f"not in the table of rooms of nbs/index.ipynb: {', '.join(lost)}; add them, the sidebar is grouped by it")
+
     shutil.rmtree(SITE, ignore_errors=True)
     shutil.copytree(cache, SITE, ignore=lambda d, names: [n for n in names if n == 'data' or n.endswith(('.ipynb', '.yml'))])
     (SITE/'site.css').write_text(HtmlFormatter(style='friendly').get_style_defs('.highlight') + CSS, encoding='utf-8')
     exporter = HTMLExporter(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True)
-    bodies = {page: anchored(exporter.from_notebook_node(notebooks[source][1])[0]) for page, (_, source) in pages.items()}
+    bodies = {page: tables(anchored(exporter.from_notebook_node(notebooks[source][1])[0])) for page, (_, source) in pages.items()}
     anchors = {page: {anchor for _, anchor, _ in HEADING.findall(body)} for page, body in bodies.items()}
     for page, (front, source) in pages.items():
         body = bodies[page]
         lead = re.sub(r'`([^`]*)`', r'<code>\1</code>', escape(front['description'] or ''))
         found += [(page, anchor, front['title'], heading, f"{front['description'] or ''} {words}" if level == 1 else words)
                   for level, anchor, heading, words in sections(body)]
-        html = PAGE.format(title=escape(front['title']), lead=lead, body=body, nav=nav(pages, page), toc=contents(body),
+        tab = f'{cfg.title}: {cfg.description}' if page == 'index.html' else f"{front['title']} – {cfg.title}"
+        html = PAGE.format(title=escape(front['title']), tab=escape(tab), lead=lead, body=body, nav=nav(pages, page, room), toc=contents(body),
                            project=cfg.title, repo=cfg.git_url, up='../' * page.count('/'))
         (SITE/page).parent.mkdir(parents=True, exist_ok=True)
         (SITE/page).write_text(relink(html, page, source, pages, anchors, cfg), encoding='utf-8')
     found.sort(key=lambda row: row[0] != f'{_PUBLIC.get(row[3])}.html')                  # of names that are twice, the public one first
     (SITE/'search.js').write_text(SEARCH, encoding='utf-8')
     (SITE/'pages.js').write_text(f'const PAGES = {json.dumps(found, ensure_ascii=False)}', encoding='utf-8')
-    broken = list(broken_links())
     print(f'{len(pages)} pages: {(SITE/"index.html").relative_to(ROOT)}')
-    if broken: sys.exit('links that lead nowhere:\n' + '\n'.join(broken))
+
+def main():
+    os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT/'tools'), *filter(None, [os.environ.get('PYTHONPATH')])])   # the renderer of settings.ini
+    sys.path.insert(0, str(ROOT/'tools'))
+    if shutil.which('quarto'):
+        if code := subprocess.run([Path(sys.executable).parent/'nbdev_docs'], cwd=ROOT).returncode: sys.exit(code)
+    else: make()
+    if broken := list(broken_links()): sys.exit('links that lead nowhere:\n' + '\n'.join(broken))
 
 if __name__ == '__main__': main()

@@ -36,6 +36,7 @@ def run(path):
     for cell in nb.cells:
         cell.metadata = {}
         if cell.cell_type == 'code': cell.execution_count, cell.outputs = None, [shown(o) for o in cell.outputs if lasting(o)]
+    nb.metadata.pop('widgets', None)      # the state of widgets, which are not shown
     nbformat.write(nb, path)
     print(path.relative_to(ROOT))
 
