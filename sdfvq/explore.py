@@ -264,7 +264,8 @@ class Watch:
         else: axes[1].legend(handles=[*axes[1].lines, *right.lines], **above)
         sample = self.sample()
         axes[2].imshow(np.asarray(picture([*sample.values()], size=320))); axes[2].axis('off')
-        for i, title in enumerate(sample): axes[2].text((i + .5) / len(sample), 1.02, title, ha='center', transform=axes[2].transAxes)
+        for i, (title, m) in enumerate(sample.items()):
+            axes[2].text((i + .5) / len(sample), 1.02, title + ': empty' * (not len(m.faces)), ha='center', transform=axes[2].transAxes)
         canvas.draw()
         from PIL import Image
         return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
