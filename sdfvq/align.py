@@ -112,7 +112,7 @@ class TextLearner(ShapeLearner):
             if not out_of_memory(e): raise
             n, length = b[0]['input_ids'].shape
             raise InputError(f"{n} prompts of {length} tokens do not fit into memory: lower --batch and raise gradient_accumulation_steps, "
-                             "lower max_3d_tokens, or set use_checkpoint") from e
+                             "lower turns or max_3d_tokens, or set use_checkpoint") from e
 
 # %% ../nbs/68_align.ipynb #5d16439c
 def begin_alignment(
@@ -196,14 +196,14 @@ def align(
     "Aligns a language model with a shape tokenizer. `Stopped` after SIGTERM, the state being saved."
     device, (rank, world) = join_processes(device), processes()
     auto_precision(config.precision, device)
-    if not config.weights: raise InputError("give the shape tokenizer's weights with --weights: a run folder of `sdfvq train`")
+    if not config.weights: raise InputError("give the shape tokenizer's weights with --weights: small64, or a run folder of `sdfvq train`")
     tok = ShapeTokenizer.from_pretrained(config.weights, device)
     paths = {k: Path(getattr(config, k)) for k in ('weights', 'vl_model')}
     config = replace(config, **{k: str(v.resolve()) for k, v in paths.items() if v.exists()})    # the run may be asked from elsewhere
     found = find_questions(data, config, tok.resolution)
     name = f'ep{config.epochs}_lr{config.rate:g}_bs{config.batch_size}_n{len(found)}_lora{config.lora_r}'
     folder = RunFolder(Path(output)/name, config.save_total_limit)
-    if resume: same_config(folder.config(), config)
+    if resume: same_config(dict(align=AlignConfig().to_dict()['align'] | folder.config().get('align', {})), config)      # what is new since it began is as it was
     elif folder.path.is_dir() and any(folder.path.iterdir()):
         raise InputError(f"run folder {folder.path} is not empty: go on with --resume, or choose another with -o")
     vl, p = begin_alignment(config, tok, [t for q in found for t in (q['question'], q['answer'])], device)

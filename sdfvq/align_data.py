@@ -54,7 +54,7 @@ class AlignConfig:
     lr: float = 0                        # Highest; 0: 1e-3, with LoRA 2e-4
     epochs: int = 3
     num_workers: int = 0                 # Processes that read shapes and prompts ahead
-    batch_size: int = 8                  # Prompts in a batch of one process
+    batch_size: int = 8                  # Conversations in a batch of one process
     turns: int = 1                       # Questions about one shape that are learned as one conversation, at most
     gradient_accumulation_steps: int = 1 # Batches of a step
     weight_decay: float = 0.0
@@ -120,7 +120,7 @@ def find_questions(
     "What can be asked, texts unchecked."
     if data is None:
         if not config.dummy_samples: raise InputError("nothing to learn from: give DATA, or --dummy-data N for generated questions")
-        out = make_questions(config.dummy_samples, config.seed)
+        out = make_questions(config.dummy_samples, config.seed, max(4, config.turns))
     elif Path(data).is_dir():
         found = SDF3DCaptionDataset(data, resolution, skip=True)
         out = [dict(shape=p, question=config.prompt, answer=c) for p, cs in zip(found.shapes, found.captions) for c in cs]
@@ -161,8 +161,9 @@ def checked_questions(
 def conversations(
     asked: Asked,
     turns: int,    # Of one conversation, at most
-) -> Asked:        # with `then`, what is asked after the first question
+) -> Asked:        # with `then`, where more is asked than the first question
     "The questions, those about one shape together."
+    if turns == 1: return asked
     by, out = defaultdict(list), Asked()
     for q in asked: by[q['name']].append(q)
     for same in by.values():

@@ -32,7 +32,7 @@ def demo(mesh: Annotated[Optional[Path], typer.Argument(help='Your mesh; by defa
 # %% ../nbs/93_commands_view.ipynb #92caf8bb
 @app.command()
 def view(files: Annotated[list[Path], typer.Argument(help='Meshes, SDFs (.npz), token files (.s3d).')],
-         output: Annotated[Optional[Path], typer.Option('-o', '--output', help='HTML page to write; without it a new one is opened in the browser.')] = None,
+         output: Annotated[Optional[Path], typer.Option('-o', '--output', help='HTML page to write; without it a new one, opened in the browser where there is a screen.')] = None,
          model: Annotated[Optional[Path], typer.Option(*WEIGHTS, help='Decodes token files, at every depth; by default the model of the package that made them. Without either their places are shown, a colour for each code.')] = None,
          compare: Annotated[bool, typer.Option('--compare', help='Two shapes, input and reconstruction: each is coloured by its distance to the other.')] = False,
          voxel: Annotated[Optional[float], typer.Option(help='Edge of a voxel in the input\'s units: --compare measures in voxels.')] = None,
@@ -46,7 +46,7 @@ def view(files: Annotated[list[Path], typer.Argument(help='Meshes, SDFs (.npz), 
     page = output or Path(tempfile.mkdtemp(prefix='sdfvq-'))/'view.html'
     check_output(page, overwrite)
     tok = ShapeTokenizer.from_pretrained(model) if model else None
-    if compare: panels = list(error_maps(*(load_shape(f, tok) for f in files), voxel).values())
+    if compare: panels = list(error_maps(*((tok or ShapeTokenizer.that_made(ShapeTokens.load(f))).decode(ShapeTokens.load(f)) if is_tokens(f) else load_shape(f) for f in files), voxel).values())
     else: panels = [token_steps(t := ShapeTokens.load(f), tok or _maker(f, t)) if is_tokens(f) else load_shape(f) for f in files]
     report(page, panels, titles=[f.name for f in files], title=', '.join(f.name for f in files), up=up, overwrite=overwrite)
     say(f"{page}: {len(files)} {'to turn' if find_spec('k3d') else 'still; to turn them, ' + to_install('view')}")

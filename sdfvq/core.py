@@ -26,7 +26,7 @@ def to_install(
     extra: str,  # Of the package; several: "train,vl"
 ) -> str:
     "What to type for an extra."
-    return f"pip install 'sdfvq[{extra}]', or '.[{extra}]' in a checkout"
+    return f'pip install "sdfvq[{extra}]", or ".[{extra}]" in a checkout'     # quotes that every shell knows
 
 def require(
     extra: str,      # Extra of the package that brings them

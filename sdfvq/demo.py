@@ -35,7 +35,7 @@ def trip_table(
     m, grid = (scores(trip.mesh, made, trip.sdf) for made in (trip.reconstruction, march(trip.sdf)))
     f = lambda n: f"{100 * m[f'F {n} voxel']:.2f} % (grid alone: {100 * grid[f'F {n} voxel']:.2f})"
     return [('voxels', f"{len(trip.sdf.coords):,}"), ('tokens', f"{len(trip.tokens):,}"), ('bytes', f"{trip.tokens.nbytes:,}"),
-            ('different codes', f"{len(np.unique(trip.tokens.indices)):,} of {num_codes:,}"),
+            ('different codes', f"{' + '.join(f'{len(np.unique(d)):,}' for d in trip.tokens.indices.T)} of {num_codes:,}"),
             ('Chamfer distance', f"{m['chamfer']:.3f} voxel (grid alone: {grid['chamfer']:.3f})"), ('F-score at 1 voxel', f(1)), ('F-score at 2 voxels', f(2)),
             ('sign', trip.sdf.sign), ('encode and decode', f"{sum(trip.took.values()):.2f} s")]
 

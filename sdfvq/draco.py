@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
+from .core import to_install
 from .geometry import closest_point
 from .mesh import make_mesh
 from .metrics import tensors, sample_surface
@@ -18,7 +19,7 @@ from .metrics import tensors, sample_surface
 # %% ../nbs/35_draco.ipynb #c30acddc
 BITS = (6, 7, 8, 9, 10, 11, 12, 14, 16)   # of a coordinate, tried each
 STEP = 2**.25         # between the numbers of faces that are tried
-NEEDS = 'DracoPy and fast-simplification, of `pip install "sdfvq[eval]"`'
+NEEDS = f"DracoPy and fast-simplification: {to_install('eval')}"
 
 def codecs():
     "DracoPy and fast_simplification, or None if one of them is missing."

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import atomic_write, check_output
+from .core import atomic_write, check_output, to_install
 from .view import camera_axes, k3d_plot, render, thinned, unit_panels
 
 # %% ../nbs/14_report.ipynb #0edd1bf6
@@ -39,7 +39,7 @@ th { color: var(--soft); padding-right: 2rem; min-width: 8rem; max-width: min(16
 <p class="hint">$hint</p>$tables$turning</body></html>"""
 
 _TURNED = "Drag to turn, scroll to zoom; the panels move together. Double-click to start over."
-_STILL = "Still pictures: to turn them, pip install 'sdfvq[view]' and make the page again."
+_STILL = html.escape(f"Still pictures: to turn them, {to_install('view')}, and make the page again.", quote=False)
 _TURNING = """<script>
 (0, eval)(k3dSource.replace(/@font-face{([$]{[^}]*}|[^{}])*}/g, ''))   // fonts of formulas lie in files, which this page may not ask for
 require(['k3d'], lib => {

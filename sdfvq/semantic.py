@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from .catalogue import Catalogue, add_digit, check_room, collisions, resolve
 from .core import InputError, atomic_write
 from .histories import ItemVectorDataset
-from .items import Item, find_items, read_table
+from .items import PATHS, Item, find_items, read_table, volumetric
 from .loader import collate
 from .rqvae import ItemQuantizer, load_rqvae, save_rqvae
 from .tokenizer import DEFAULT, ShapeTokenizer
@@ -77,6 +77,7 @@ def _from_table(path):
     rows = read_table(path)
     if not rows: raise InputError(f"{path}: no items")
     name, whole = (next((k for k in known if k in rows[0]), None) for known in (NAMES, VECTOR))
+    if not whole and (files := [c for c in PATHS if c in rows[0]]): raise InputError(f"{path}: its column {files[0]} names shapes; give --weights, what makes vectors of them")
     names, vectors = [], []
     for i, row in enumerate(rows):
         names.append(row[name] if name else str(i))
@@ -104,8 +105,10 @@ def shape_items(
     rows = read_table(table) if table.is_file() else []
     if not rows or 'sdf_computed' not in rows[0]: return find_items(source)
     def item(row):
-        path = Path(source)/f"{row['sha256']}_r{resolution}.npz"
-        return Item(str(path), row['file'], error=row.get(f'r{resolution}_error') or ('' if path.exists() else f'not prepared at {resolution}³, which the model is for'))
+        path, mesh = Path(source)/f"{row['sha256']}_r{resolution}.npz", Path(source)/row['file']
+        name, made = f"{row['file']} {row.get('organ') or ''}".strip(), path.exists()
+        if not made and mesh.is_file() and not volumetric(mesh): return Item(str(mesh), name)
+        return Item(str(path), name, error=row.get(f'r{resolution}_error') or ('' if made else f'not prepared at {resolution}³, which the model is for'))
     return [item(r) for r in rows]
 
 def pool_shapes(

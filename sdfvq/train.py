@@ -8,7 +8,7 @@ __all__ = ['begin_model', 'start_weights', 'find_data', 'scale', 'auto_precision
            'same_config']
 
 # %% ../nbs/48_train.ipynb #ed87a53c
-from .core import require
+from .core import require, to_install
 
 require('train', 'fastai')   # before the imports below would only say that there is none
 
@@ -231,7 +231,7 @@ def train(
     if not rank:
         if resume: folder.cut(state['step'] if state else -1)
         else: folder.begin({**config.to_dict(), 'used': used})
-    if not find_spec('tensorboard'): warnings.warn("tb_logs/ needs tensorboard (pip install sdfvq[train]); the run goes on without")
+    if not find_spec('tensorboard'): warnings.warn(f"tb_logs/ needs tensorboard ({to_install('train')}); the run goes on without")
     if world > 1: dist.barrier()
     set_seed(t.seed + rank)
     fit_stages(dls, model, folder, t, times, state)

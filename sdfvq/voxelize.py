@@ -76,7 +76,7 @@ class SparseSDF:
         try:
             with np.load(path, allow_pickle=False) as file: f = {k: file[k] for k in file.files}
         except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zipfile.zlib.error) as e:
-            why = 'no arrays in it' if 'pickle' in str(e) else f"{type(e).__name__}: {' '.join(str(e).split())}"    # numpy advises to load it unsafely
+            why = 'no plain arrays in it' if isinstance(e, ValueError) and 'pickle' in str(e) else f"{type(e).__name__}: {' '.join(str(e).split())}"    # numpy advises to load it unsafely
             raise InputError(f"{path}: not a sparse SDF, or cut short ({why}); write it again with `sdfvq voxelize`") from e
         if 'compact' in f: return import_module('sdfvq.compact').expand(f, str(path), grid)   # the other form that a file may have
         return cls(**_fields(f, str(path), grid))

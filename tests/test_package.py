@@ -30,7 +30,7 @@ def test_import_is_light():
 
 def test_rooms_without_training_are_light():
     "Only data, training and what is built on them need fastai, only the language bridge transformers. The command line loads them when a command does."
-    heavy = {'data', 'learner', 'callbacks', 'config', 'runs', 'train', 'evaluate', 'explore', 'demo', 'train_items', 'ranking', 'recommend',
+    heavy = {'data', 'learner', 'callbacks', 'config', 'runs', 'train', 'train_items', 'ranking', 'recommend',
              'processor3d', 'vl', 'align_data', 'align', 'describe', 'evaluate_vl'} | ({'kernels', 'hopper', 'nearest', 'norm'} if find_spec('triton') is None else set())
     assert not loaded(*(f'sdfvq.{m}' for m in ROOMS if m not in heavy)) & {'fastai', 'transformers'}
 

@@ -94,7 +94,7 @@ def commands(app):
 def typed(p):
     "A parameter of a command as one types it: all names of an option, or an argument's place."
     if p.param_type_name == 'option': return [*p.opts, *p.secondary_opts]
-    name = (p.metavar or p.name.upper()) + ('…' if p.nargs == -1 else '')
+    name = (p.metavar or p.name.upper()).removesuffix('...') + ('…' if p.nargs == -1 else '')
     return [name if p.required else f'[{name}]']
 
 def usage(words, params):
