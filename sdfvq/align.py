@@ -203,7 +203,7 @@ def align(
     found = find_questions(data, config, tok.resolution)
     name = f'ep{config.epochs}_lr{config.rate:g}_bs{config.batch_size}_n{len(found)}_lora{config.lora_r}'
     folder = RunFolder(Path(output)/name, config.save_total_limit)
-    if resume: same_config(dict(align=AlignConfig().to_dict()['align'] | folder.config().get('align', {})), config)      # what is new since it began is as it was
+    if resume: same_config(read_align_config(folder.config())[0].to_dict(), config)      # settings that are new since it began are as they were
     elif folder.path.is_dir() and any(folder.path.iterdir()):
         raise InputError(f"run folder {folder.path} is not empty: go on with --resume, or choose another with -o")
     vl, p = begin_alignment(config, tok, [t for q in found for t in (q['question'], q['answer'])], device)

@@ -40,13 +40,13 @@ def view(files: Annotated[list[Path], typer.Argument(help='Meshes, SDFs (.npz), 
     "Meshes, fields and tokens side by side on one page (.html), to turn; a slider takes tokens through their depths."
     from sdfvq.explore import error_maps, token_steps
     from sdfvq.report import report
-    from sdfvq.tokenizer import ShapeTokenizer, load_shape
+    from sdfvq.tokenizer import ShapeTokenizer, load_shape, read_field
     from sdfvq.tokens import ShapeTokens, is_tokens
     if compare and len(files) != 2: raise InputError(f'--compare takes two files, got {len(files)}')
     page = output or Path(tempfile.mkdtemp(prefix='sdfvq-'))/'view.html'
     check_output(page, overwrite)
     tok = ShapeTokenizer.from_pretrained(model) if model else None
-    if compare: panels = list(error_maps(*((tok or ShapeTokenizer.that_made(ShapeTokens.load(f))).decode(ShapeTokens.load(f)) if is_tokens(f) else load_shape(f) for f in files), voxel).values())
+    if compare: panels = list(error_maps(*(read_field(f, tok) if is_tokens(f) else load_shape(f) for f in files), voxel).values())
     else: panels = [token_steps(t := ShapeTokens.load(f), tok or _maker(f, t)) if is_tokens(f) else load_shape(f) for f in files]
     report(page, panels, titles=[f.name for f in files], title=', '.join(f.name for f in files), up=up, overwrite=overwrite)
     say(f"{page}: {len(files)} {'to turn' if find_spec('k3d') else 'still; to turn them, ' + to_install('view')}")

@@ -23,9 +23,7 @@ def trip_panels(
     trip: RoundTrip,
 ) -> dict:  # title → what `view` draws
     "Input, reconstruction and code map, for a report or a picture."
-    t = trip.tokens
-    return {'input': trip.mesh, 'reconstruction': trip.reconstruction,
-            f'codes ({len(t)} tokens)': t}
+    return {'input': trip.mesh, 'reconstruction': trip.reconstruction, 'tokens, a colour a code': trip.tokens}
 
 def trip_table(
     trip: RoundTrip,

@@ -253,7 +253,7 @@ class Watch:
         axes[1].set_ylim(0, 1.02)
         right = axes[1].twinx()
         line(right, 'perplexity', marker='.', color='C1')
-        right.set_ylim(0, 1.1 * max((v.get('perplexity', 0) for _, v in self.history if math.isfinite(v.get('perplexity', 0))), default=0) or 1)
+        right.set_ylim(0, 1.1 * max((y for l in right.lines for y in l.get_ydata()), default=1))      # bottom=0 alone would leave no margin above
         for ax in axes[:2]: ax.set_xlabel('step')
         above = dict(loc='lower center', bbox_to_anchor=(.5, 1.), ncols=3, frameon=False)      # on no line
         if any(x > 0 for x in losses): axes[0].set_yscale('log')
