@@ -39,7 +39,7 @@ class Clock(Callback):
         self.batches += 1
         if self.batches % self.split: return
         self.step += 1
-        now = torch.tensor([time.monotonic() - self.begin, self.stop], dtype=torch.float64, device=self.loss.device if processes()[1] > 1 else 'cpu')
+        now = torch.tensor([time.monotonic() - self.begin, self.stop], dtype=torch.float64)   # on the CPU: no process waits for its GPU
         as_first(now)
         self.elapsed, self.stop = float(now[0]), bool(now[1])
         self.learn.train_iter = self.total
