@@ -129,6 +129,7 @@ def evaluate(data: Annotated[list[Path], typer.Argument(help='Folders, lists (.t
              limit: Annotated[Optional[int], typer.Option(min=1, help='Only so many shapes, evenly spread over all.')] = None,
              samples: Annotated[int, typer.Option(min=1, help='Points on each surface.')] = 50_000,
              draco: Annotated[bool, typer.Option(help='Compare with Draco in as many bytes.')] = True,
+             workers: Annotated[int, typer.Option(min=1, help='Processes; by default one.')] = 1,
              device: Device = 'cpu', overwrite: Overwrite = False):
     "Encodes and decodes meshes, compares what came back, and writes report.html, report.json and shapes.csv."
     from sdfvq.evaluate import FILES, evaluate, tables, write_report
@@ -139,7 +140,7 @@ def evaluate(data: Annotated[list[Path], typer.Argument(help='Folders, lists (.t
     items = [i for source in data for i in find_items(source) if split is None or i.columns.get('split') == split]
     if not items: raise InputError(f'no shape has the split {split!r}; it is a column of the table')
     items, tok = spread(items, limit), ShapeTokenizer.from_pretrained(model, device)
-    with Bar() as bar: out = evaluate(tok, items, samples, draco, progress=bar)
+    with Bar() as bar: out = evaluate(tok, items, samples, draco, progress=bar, workers=workers)
     files = write_report(out, output, overwrite)
     for row in out.rows:
         if 'error' in row: complain(row['error'])

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CUBE', 'VOXELS', 'F_CUBE', 'F_VOXEL', 'MEASURES', 'RED', 'SHOWN', 'LOWER', 'SAYS', 'FILES', 'RoundTrip', 'round_trip',
-           'scores', 'evaluate_shape', 'side_by_side', 'Evaluation', 'evaluate', 'spread', 'ratios', 'summary',
-           'tables', 'write_report']
+           'scores', 'evaluate_shape', 'side_by_side', 'Evaluation', 'evaluate_item', 'evaluate', 'spread', 'ratios',
+           'summary', 'tables', 'write_report']
 
 # %% ../nbs/52_evaluate.ipynb #bfd55342
-import math, time
+import math, tempfile, threading, time
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ import torch
 from .core import InputError, voxel_size
 from .draco import NEEDS, codecs, squeeze
 from .geometry import closest_point
-from .items import write_table
+from .items import file_size, write_table
 from .mesh import load_mesh
 from .metrics import compare, volume_iou
 from .quantize import codebook_health
@@ -26,6 +27,7 @@ from .tokenizer import ShapeTokenizer
 from .tokens import ShapeTokens
 from .view import CLAY, Drawable, camera_axes, thinned
 from .voxelize import SparseSDF, march
+from .workers import machine_memory, run_workers
 
 # %% ../nbs/52_evaluate.ipynb #a7dd8684
 @dataclass
@@ -136,6 +138,39 @@ class Evaluation:
     @property
     def lines(self): return list(dict.fromkeys(line for r in self.good for line in r['lines']))
 
+def evaluate_item(
+    tokenizer: ShapeTokenizer,
+    item,                    # What has `path` and `error`
+    samples: int = 50_000,   # As in `scores`
+    draco: bool = True,      # Compare with Draco?
+    bar: float = math.inf,   # F-score at 0.01 and full depth up to which both surfaces are wanted
+) -> tuple:                  # row, codes (M,L), `Drawable` or None; of what cannot be measured its `error`, None, None
+    "What `evaluate` keeps of one item."
+    try:
+        if item.error: raise InputError(item.error)
+        row, trip, truth = evaluate_shape(tokenizer, load_mesh(item.path), samples, draco)
+        codes = trip.tokens.indices
+        return row, codes, side_by_side(truth, trip.reconstruction, trip.sdf) if _key(row, codes.shape[1]) <= bar else None
+    except InputError as e: return dict(error=str(e)), None, None
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(e): raise
+        return dict(error=f"{item.path}: not enough memory; of several --workers, take fewer"), None, None
+
+def _key(row, depth): return row['lines'][f'codes {depth}']['F 0.01']
+
+@lru_cache(1)
+def _loaded(path): return torch.load(path, weights_only=False)
+
+def _work(path, task): yield evaluate_item(_loaded(path), *task[1:])     # in a worker
+
+def _run(tokenizer, tasks, workers):
+    "(task, [its answer], why there is none) as they end, here or in processes that share this one's threads."
+    if workers < 2: yield from ((task, [evaluate_item(tokenizer, *task[1:])], None) for task in tasks); return
+    with tempfile.TemporaryDirectory() as d:
+        torch.save(tokenizer, path := f'{d}/tokenizer.pt')      # whole, not its weights alone: dtypes, device and what a caller changed go along
+        yield from run_workers(partial(_work, path), tasks, workers, threads=max(torch.get_num_threads() // workers, 1),
+                               timeout=threading.TIMEOUT_MAX, memory=.9 * machine_memory() / workers)     # one process has all the time, too
+
 def evaluate(
     tokenizer: ShapeTokenizer,
     items,                    # From `items.find_items`: what has `path`, `name` and `error`
@@ -143,22 +178,24 @@ def evaluate(
     draco: bool = True,       # Compare with Draco?
     worst: int = 10,          # How many to keep for pictures
     progress=None,            # Called with (done, of how many, failed)
+    workers: int = 1,         # Processes at a time; 1: this one
 ) -> Evaluation:
-    "Every shape measured, one at a time."
+    "Every shape measured; rows in the order of the items."
+    if workers < 1: raise InputError(f"workers must be at least 1, got {workers}")
     items, config = list(items), tokenizer.model.config
     out = Evaluation(tokenizer.fingerprint, config.depth, config.num_embeddings, counts=np.zeros((config.depth, config.num_embeddings), np.int64))
-    for item in items:
-        try:
-            if item.error: raise InputError(item.error)
-            row, trip, truth = evaluate_shape(tokenizer, load_mesh(item.path), samples, draco)
-            for c, ids in zip(out.counts, trip.tokens.indices.T): c += np.bincount(ids, minlength=len(c))
-            key = row['lines'][f'codes {config.depth}']['F 0.01']
-            if len(out.worst) < worst or key < out.worst[-1][0]:
-                out.worst = sorted([*out.worst, (key, item.name, side_by_side(truth, trip.reconstruction, trip.sdf))], key=lambda w: w[:2])[:worst]
-        except InputError as e: row = dict(error=str(e))
-        except (MemoryError, torch.OutOfMemoryError): row = dict(error=f"{item.path}: not enough memory")
-        out.rows.append(dict(name=item.name) | row)
-        if progress: progress(len(out.rows), len(items), out.failed)
+    rows, shown, failed = {}, [], 0     # rows and what is shown by the place among the items: they end in any order
+    order = sorted(range(len(items)), key=lambda i: file_size(items[i].path), reverse=True)
+    tasks = ((i, items[i], samples, draco, shown[-1][0] if 0 < worst == len(shown) else math.inf) for i in order)    # each is made when it is taken
+    for (i, item, *_), found, why in _run(tokenizer, tasks, min(workers, len(items))):
+        row, codes, picture = found[0] if found else (dict(error=f'{item.path}: {why}'), None, None)
+        rows[i] = dict(name=item.name) | row
+        failed += 'error' in row
+        if codes is not None:
+            for c, ids in zip(out.counts, codes.T): c += np.bincount(ids, minlength=len(c))
+        if picture: shown = sorted([*shown, (_key(row, config.depth), item.name, i, picture)], key=lambda w: w[:3])[:worst]
+        if progress: progress(len(rows), len(items), failed)
+    out.rows, out.worst = [rows[i] for i in range(len(items))], [(f, name, picture) for f, name, _, picture in shown]
     return out
 
 # %% ../nbs/52_evaluate.ipynb #62b1acb5

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATHS', 'read_rows', 'read_table', 'read_metadata', 'cell', 'write_table', 'parse_captions', 'captions', 'said',
-           'Item', 'volumetric', 'find_items']
+           'Item', 'file_size', 'volumetric', 'find_items']
 
 # %% ../nbs/38_items.ipynb #493a5351
 import csv, json, os
@@ -106,6 +106,13 @@ class Item:
     columns: dict = field(default_factory=dict) # The user's own row
     organ: object = None                        # Of a volume: which of its organs
     error: str = ''                             # Why it can never be prepared
+
+def file_size(
+    path,  # Of an item
+) -> int:
+    "Its bytes, by which the largest items come first; 0 of what cannot be looked at: whoever reads it says why."
+    try: return os.stat(path).st_size
+    except (OSError, TypeError, ValueError): return 0
 
 def volumetric(
     path,  # Of an item

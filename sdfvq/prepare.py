@@ -16,7 +16,7 @@ from pathlib import Path
 from .compact import save_compact
 from .core import InputError, check_output, checksum, parts, stamp
 from .images import check_images, dataset_config, process_case
-from .items import Item, find_items, read_table, volumetric, write_table
+from .items import Item, file_size, find_items, read_table, volumetric, write_table
 from .labels import organs
 from .ledger import Notes, locked, make_rows
 from .mesh import box, load_mesh
@@ -24,7 +24,7 @@ from .metrics import topology
 from .organ import organ_sdf
 from .volume import is_case
 from .voxelize import SparseSDF, planned, voxelize
-from .workers import disk_full, limits_memory, reason, run_ray, run_workers
+from .workers import disk_full, limits_memory, machine_memory, reason, run_ray, run_workers
 
 # %% ../nbs/40_prepare.ipynb #2a5763f1
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def prepare(
     if memory and ray is None and not limits_memory(): raise InputError(f"--memory cannot be held on {sys.platform}, on Linux alone; leave it out, and take so few --workers that the largest items fit")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     workers = workers or cores
-    options = dict(threads=max(cores // workers, 1) if ray is None else 1, timeout=timeout, memory=memory or .9 * _machine_memory() / workers)
+    options = dict(threads=max(cores // workers, 1) if ray is None else 1, timeout=timeout, memory=memory or .9 * machine_memory() / workers)
     run = (lambda work, tasks: run_workers(work, tasks, workers, **options)) if ray is None else \
           (lambda work, tasks: run_ray(work, tasks, ray, **options))
     out, summary = Path(out), Summary()
@@ -164,7 +164,7 @@ def prepare(
         items, images = _by_organ(find_items(source, least), run, window or spacing)
         _sweep(out)
         notes = Notes(out/'prepare.jsonl', dict(band=float(band), sign=sign, **({'compact': True} if compact else {})))
-        largest_first = sorted(items, key=_bytes, reverse=True)      # none is left to one worker at the end
+        largest_first = sorted(items, key=lambda i: file_size(i.path), reverse=True)      # none is left to one worker at the end
         tasks = (Task(i, str(out.absolute()), tuple(resolutions), float(band), sign, compact, notes.known.get(_key(i), {})) for i in largest_first)
         due, total = 0., len(items) + len(images)
         try:
@@ -221,10 +221,6 @@ def _by_organ(items, run, others):
 
 def _key(item): return item.name, _organ(item)
 
-def _bytes(item):
-    try: return os.stat(item.path).st_size
-    except (OSError, TypeError, ValueError): return 0      # its worker says why
-
 def _note(task, found, why):
     "What to keep of a worker's answer, and the errors of this run."
     name, organ = _key(task.item)
@@ -238,7 +234,3 @@ def _note(task, found, why):
     note['errors'] = {r: e.removeprefix(f'{task.item.path}: ') for r, e in note['errors'].items()}
     if task.known.get('sha256') == note['sha256']: note['made'] = {**task.known.get('made', {}), **note['made']}   # other resolutions of earlier runs
     return note, note['errors']
-
-def _machine_memory():
-    "GB."
-    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30 if hasattr(os, 'sysconf') else 8.0
