@@ -144,10 +144,8 @@ class ShapeLoader(Resumable):
     ):
         self.dataset, self.batches, self.device = dataset, batches, device
         self.bs = round(len(dataset) / len(batches) / batches.world)      # shapes in a batch, on average
-        self.skipped = {}                                                 # name: reason
+        self.num_workers, self.reader, self.skipped = num_workers, None, {}   # skipped: name: reason
         self._start()
-        self.loader = torch.utils.data.DataLoader(_Drawn(dataset), batch_sampler=_Ahead(self), num_workers=num_workers, collate_fn=_joined,
-                                                  pin_memory=torch.cuda.is_available(), persistent_workers=num_workers > 0)
 
     def __len__(self): return len(self.batches)
 
@@ -172,7 +170,15 @@ class ShapeLoader(Resumable):
 
     def _ahead(self):
         "At least one step, for a state that stood at an epoch's end."
-        if self.step < len(self): yield from self.loader
+        if self.step >= len(self): return
+        if self.reader is None:      # with a generator of its own: the global one must not know of it
+            self.reader = torch.utils.data.DataLoader(_Drawn(self.dataset), batch_sampler=_Ahead(self), num_workers=self.num_workers, collate_fn=_joined, generator=torch.Generator(),
+                                                      pin_memory=torch.cuda.is_available(), persistent_workers=self.num_workers > 0)
+        yield from self.reader
+
+    def close(self):
+        "Ends the processes that read, once no epoch is under way. Left to torch, each may hold up Python's end for five seconds."
+        self.reader = None
 
     def _start(self): self._seen = np.zeros(4)   # shapes, voxels, seconds waited for batches, seconds between
 

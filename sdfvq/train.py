@@ -148,7 +148,9 @@ def fit_to_end(
 ):
     "`InputError` where it failed, `Stopped` where someone asked for it before the end."
     clock, learn.stream = learn.clock, endless(learn.dls.train)
-    with learn.no_bar(), learn.no_logging(), stop_on_sigterm(clock): learn.fit(10**9)
+    try:
+        with learn.no_bar(), learn.no_logging(), stop_on_sigterm(clock): learn.fit(10**9)
+    finally: learn.stream.close()
     if learn.failed: raise InputError(f"{learn.failed}. {folder.path} keeps the last good checkpoint")
     if clock.stop and clock.share < 1: raise Stopped(f"{name} stopped at step {clock.total}".strip())
 
@@ -174,7 +176,6 @@ def fit_stages(
 ) -> SparseSDFVQVAE:     # in eval mode
     "Trains the stages one after the other, from a state if there is one."
     plan = stage_plan(config, max(len(dls.train) // config.batch_split, 1))
-    for loader in dls: loader.loader.generator = torch.Generator()     # the global one, of which torch's loaders draw, must not know how often a run was resumed
     steps, before = sum(s.steps for s in plan), 0
     for stage in plan:
         if state and stage.number != state['stage']: continue          # those before it are done
@@ -234,7 +235,9 @@ def train(
     if not find_spec('tensorboard'): warnings.warn(f"tb_logs/ needs tensorboard ({to_install('train')}); the run goes on without")
     if world > 1: dist.barrier()
     set_seed(t.seed + rank)
-    fit_stages(dls, model, folder, t, times, state)
+    try: fit_stages(dls, model, folder, t, times, state)
+    finally:
+        for loader in dls: loader.close()
     if world > 1: dist.destroy_process_group()
     return {} if rank else used | dict(skipped=dict(dls.train.skipped))
 
