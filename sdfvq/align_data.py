@@ -120,7 +120,7 @@ def find_questions(
     "What can be asked, texts unchecked."
     if data is None:
         if not config.dummy_samples: raise InputError("nothing to learn from: give DATA, or --dummy-data N for generated questions")
-        out = make_questions(config.dummy_samples, config.seed, max(4, config.turns))
+        out = make_questions(config.dummy_samples, config.seed, max(4, 2 * config.turns), min(4, config.turns))   # two conversations about a shape
     elif Path(data).is_dir():
         found = SDF3DCaptionDataset(data, resolution, skip=True)
         out = [dict(shape=p, question=config.prompt, answer=c) for p, cs in zip(found.shapes, found.captions) for c in cs]
