@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .autoencoder import SHELL, SparseSDFDecoder, SparseSDFEncoder, VQVAEConfig, fill, full_grid, preset, presets
+from .autoencoder import LIKELY, SHELL, SparseSDFDecoder, SparseSDFEncoder, VQVAEConfig, fill, full_grid, preset, presets
 from .conv import SparseGroupNorm
 from .core import InputError, check_shape
 from .quantize import make_quantizer
@@ -39,16 +39,18 @@ class SparseSDFVQVAE(nn.Module):
         decode: bool = True,   # False: no recon, child_logits and pruning
     ) -> dict:
         "recon, quantized (SparseTensors), indices (M,L), child_logits, codebook and commitment losses; `pruning` where there are heads."
-        x, factor, bands = self.tensor(batch), batch.get('factor'), None
-        if decode and self.config.prune: bands = [*ancestors(x, len(self.decoder.upsample)), cut(x, x.feats[:, 0].abs() * self.config.band <= SHELL)]
+        x, factor, near, steps = self.tensor(batch), batch.get('factor'), None, len(self.decoder.upsample)
+        if decode and self.config.prune:
+            near = ancestors(cut(x, x.feats[:, 0].abs() * self.config.band <= SHELL), steps)
+            wanted = [*ancestors(x, steps), near[-1]]
         q, ids, losses = self.latents(x, factor), None, {}
         del x   # without heads the decoder has no use for the fine grids and their maps
         if quantize: q, ids, losses = self.quantize(q)
         out = dict(quantized=q, indices=ids, **losses)
         if not decode: return out
-        if bands is None: return dict(recon=self.decoder(q, factor), child_logits=[], **out)
-        recon, logits = self.decoder.follow(q, bands[:-1], factor)
-        return dict(recon=recon, child_logits=logits[:-1], pruning=[*zip(logits, bands)], **out)
+        if near is None: return dict(recon=self.decoder(q, factor), child_logits=[], **out)
+        recon, logits = self.decoder.follow(q, near, factor)
+        return dict(recon=recon, child_logits=logits[:-1], pruning=[*zip(logits, wanted)], **out)
 
     def tensor(self, batch: dict) -> SparseTensor:
         "The batch on the model's device, in its dtype."
@@ -137,7 +139,7 @@ class SparseSDFVQVAE(nn.Module):
         keep: float = .9995,    # Share of the true children that each head shall keep
         quantize: bool = True,  # False: as stage 0 decodes
     ):
-        "Marks the heads as trained, with logits that keep what is true: a missing voxel is a hole, one too many only work."
+        "Marks the heads as trained, with logits that keep what is true, as far as it grew in training: what never did is worth less than no voxel."
         self._check_heads()
         if not 0 < keep <= 1: raise InputError(f"keep must lie in (0, 1], got {keep}")
         found, training = [[] for _ in self.decoder.heads], self.training
@@ -148,7 +150,9 @@ class SparseSDFVQVAE(nn.Module):
         self.train(training)
         if not all(sum(map(len, true)) for true in found): raise InputError("calibrate_heads needs batches with voxels near the surface")
         lowest = [(t := torch.cat(true)).kthvalue(1 + int((1 - keep) * (len(t) - 1))).values for true in found]
-        self.mark_heads_trained(torch.stack(lowest).nextafter(lowest[0].new_tensor(-torch.inf)))
+        limits = torch.stack(lowest).nextafter(lowest[0].new_tensor(-torch.inf))
+        limits[:-1].clamp_(min=LIKELY)
+        self.mark_heads_trained(limits)
 
     def _check_heads(self):
         if not self.config.prune: raise InputError("this model has no pruning heads: make it with prune=True in its configuration")
