@@ -111,7 +111,7 @@ class JointGradients(Callback):
     def before_step(self):
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         flat = joint(_flatten_dense_tensors(grads))
-        for g, new in zip(grads, _unflatten_dense_tensors(flat, grads)): g.copy_(new)
+        torch._foreach_copy_(grads, _unflatten_dense_tensors(flat, grads))
 
 # %% ../nbs/45_callbacks.ipynb #5c649c28
 class WeightAverage(Callback):
