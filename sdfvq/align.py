@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Aligned', 'AnswerLoss', 'Exact', 'RankLog', 'TextGuard', 'TextLearner', 'begin_alignment', 'base_model',
-           'what_learns', 'base_mark', 'align_learner', 'split_shapes', 'align', 'save_alignment', 'load_aligned']
+           'what_learns', 'base_mark', 'check_base', 'align_learner', 'split_shapes', 'align', 'save_alignment',
+           'load_aligned']
 
 # %% ../nbs/68_align.ipynb #ed87a53c
 from .core import require
@@ -36,7 +37,7 @@ from .callbacks import Accumulate, Clock, NaNGuard, Precision, Rounds, Schedule
 from .core import InputError, atomic_write
 from .learner import LossPart, ShapeLearner, out_of_memory
 from .loader import EqualBatches
-from .processor3d import Processor3D, small_processor
+from .processor3d import Processor3D, check_codes, small_processor
 from .quantizer import joint_count, processes
 from .runs import Checkpoints, RunFolder, cut_log
 from .tokenizer import ShapeTokenizer
@@ -152,8 +153,17 @@ def what_learns(
     return Aligned(add_lora(vl, config.lora_r, config.lora_alpha or None, config.lora_dropout) if config.lora_r else vl)
 
 def base_mark(vl) -> int:
-    "Tells one base from another, in whatever precision it was read."
-    return zlib.crc32(vl.get_input_embeddings().weight[:256].detach().bfloat16().view(torch.int16).cpu().numpy().tobytes())
+    "Tells one base from another, in whatever precision it was read, by some numbers of each of its tensors; rows of words that were added count for nothing."
+    mark = 0
+    for name, weight in vl.named_parameters():
+        if 'shape_proj' in name: continue
+        some = weight.detach()[:256].flatten()
+        mark = zlib.crc32(some[::-(-len(some) // 64)].bfloat16().view(torch.int16).cpu().numpy().tobytes(), mark)
+    return mark
+
+def check_base(vl, was: int, config: AlignConfig, run: Path):
+    "`InputError` where the run was trained on another base."
+    if (got := base_mark(vl)) != was: raise InputError(f"run {run} was trained on another base than what {config.vl_model} holds now ({got}, not {was})")
 
 def align_learner(
     dls, model: Aligned,
@@ -203,10 +213,13 @@ def align(
     found = find_questions(data, config, tok.resolution)
     name = f'ep{config.epochs}_lr{config.rate:g}_bs{config.batch_size}_n{len(found)}_lora{config.lora_r}'
     folder = RunFolder(Path(output)/name, config.save_total_limit)
-    if resume: same_config(read_align_config(folder.config())[0].to_dict(), config)      # settings that are new since it began are as they were
+    if resume:
+        same_config(read_align_config(old := folder.config())[0].to_dict(), config)      # settings that are new since it began are as they were
+        check_codes(tok.fingerprint, old['used']['tokenizer'], config.weights)
     elif folder.path.is_dir() and any(folder.path.iterdir()):
         raise InputError(f"run folder {folder.path} is not empty: go on with --resume, or choose another with -o")
     vl, p = begin_alignment(config, tok, [t for q in found for t in (q['question'], q['answer'])], device)
+    if resume and not config.scratch: check_base(vl, old['used']['base'], config, folder.path)
     files = encode_shapes(found, tok, Path(output)/f'tokens_{tok.fingerprint}', config.num_workers)
     asked = checked_questions(found, p, read_sequences(files, p, config.num_workers))
     train, valid = split_shapes(asked, config.seed)
@@ -251,11 +264,11 @@ def load_aligned(
     config, _ = read_align_config(settings.get('align') or {})
     if not (run/'processor').is_dir(): raise InputError(f"run {run} did not end: go on with `sdfvq align … --resume`")
     tok = ShapeTokenizer.from_pretrained(weights or config.weights, device)
+    check_codes(tok.fingerprint, settings['used']['tokenizer'], weights or config.weights)
     p = Processor3D.from_pretrained(run/'processor').attach(tok)
     if config.scratch: return Qwen3VLWith3DBranch.from_pretrained(run/'model').attach(tok.model).to(device).eval(), p
     vl = base_model(config, tok, p, device)
-    if (got := base_mark(vl)) != (was := settings['used']['base']):
-        raise InputError(f"run {run} was trained on another base than what {config.vl_model} holds now ({got}, not {was})")
+    check_base(vl, settings['used']['base'], config, run)
     if config.lora_r: vl = load_lora(vl, run/'lora')
     else: vl.shape_proj.load_state_dict(load_file(run/'projector.safetensors'))
     return vl.to(device).eval(), p

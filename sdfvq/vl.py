@@ -7,10 +7,11 @@ __all__ = ['GRIDS', 'FAMILIES', 'family', 'Qwen3VLWith3DBranch', 'Qwen2VLWith3D'
            'small_config', 'add_lora', 'load_lora']
 
 # %% ../nbs/66_vl.ipynb #91df80e0
-import json
+import json, warnings
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .core import InputError
@@ -21,7 +22,7 @@ from .sparse import SparseTensor, sparse_unbind
 from .vqvae import SparseSDFVQVAE, fingerprint
 
 # %% ../nbs/66_vl.ipynb #82e001dc
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import (AutoConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration, Qwen3VLForConditionalGeneration,
                           logging)
 
@@ -247,6 +248,9 @@ def load_lora(
     try:
         base = json.loads((Path(folder)/'adapter_config.json').read_text(encoding='utf-8'))['auto_mapping']['base_model_class']
         if base != type(model).__name__: raise ValueError(f"it was trained on {base}")
-        return PeftModel.from_pretrained(model, folder)
+        with warnings.catch_warnings(action='ignore'): lora = PeftModel.from_pretrained(model, folder)     # of what is missing: it is said below
+        want, got = (set(weights) for weights in (get_peft_model_state_dict(lora), load_file(Path(folder)/'adapter_model.safetensors')))
+        if want != got: raise ValueError(f"it has {len(got - want)} tensors that this base has no place for, and lacks {len(want - got)}")
+        return lora
     except (OSError, ValueError, RuntimeError, KeyError) as e:
         raise InputError(f"LoRA {folder} does not fit {type(model).__name__}: {str(e).splitlines()[-1].strip()[:200]}") from e
