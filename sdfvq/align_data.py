@@ -217,7 +217,7 @@ def encode_shapes(
     new = [name for i, (name, f) in enumerate(files.items()) if i % world == rank and f != shapes[name] and not f.exists()]
     fields = in_order(partial(_or_why, partial(shape_field, config=tok.model.config)), [shapes[name] for name in new], workers)
     def usable():
-        for field, name in zip(track(fields, 'shapes to tokens', len(new), disable=not new), new):
+        for field, name in zip(track(fields, 'shapes to tokens', len(new), disable=rank > 0 or not new), new):
             if isinstance(field, str): files[name].with_suffix('.txt').write_text(field, encoding='utf-8')
             else: yield name, field
     for part in _together(usable()):
