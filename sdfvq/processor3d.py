@@ -123,7 +123,10 @@ class Processor3D(ProcessorMixin):
 
     def apply_chat_template(self, conversation, *args, processor_kwargs=None, **kwargs):
         "The base's, with shapes; texts that hold control tokens are refused."
-        shapes, marked = [], lambda c: [self._with_marks(m, shapes) for m in c]
+        shapes = []
+        def marked(c):
+            if _wordless(c): raise InputError("a shape with no prompt: add an item {'type': 'text', 'text': …} that asks about it")
+            return [self._with_marks(m, shapes) for m in c]
         with_marks = marked(conversation) if isinstance(conversation[0], dict) else [marked(c) for c in conversation]
         return super().apply_chat_template(with_marks, *args, processor_kwargs=dict(processor_kwargs or {}, shapes=shapes), **kwargs)
 
@@ -147,12 +150,20 @@ class Processor3D(ProcessorMixin):
         control = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special and t.content in text]
         if control: raise InputError(f"{whose}: the text holds the control token {control[0]}; take it out")
 
+def _wordless(conversation):
+    "Has it shapes, and no text but the assistant's own?"
+    items = [(m['role'], c) for m in conversation for c in ([dict(type='text')] if isinstance(m['content'], str) else m['content'])]
+    return any(c.get('type') == '3d' for _, c in items) and not any(role != 'assistant' and c.get('type') == 'text' for role, c in items)
+
 def collate_3d_text(
     items: list,             # dicts with `question`, and maybe `shape` (one or a list), `image`, `answer`, `then`: (question, answer), … that follow in training
     processor: Processor3D,
     training: bool = True,   # With answers, labels and padding on the right; False: ready to `generate`
 ) -> dict:
     "A batch for the model."
+    for i, q in enumerate(items):
+        for k in ('question', 'answer')[:1 + training]:
+            if not isinstance(q.get(k), str): raise InputError(f"item {i}: {k} must be a text, got {q.get(k)!r:.40}; give each item one{'' if k == 'question' else ', or pass training=False'}")
     def chat(item):
         many = lambda k: item[k] if isinstance(item.get(k), list) else [item[k]] if item.get(k) is not None else []
         text = lambda t: dict(type='text', text=t)
