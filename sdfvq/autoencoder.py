@@ -162,7 +162,7 @@ class SparseSDFEncoder(_Half):
 
 # %% ../nbs/25_autoencoder.ipynb #611b57b6
 SHELL = 3**.5   # voxels: from one corner of a cell to the opposite one
-LIKELY = -1.    # logit of a child that grows in training
+LIKELY = -1.    # logit above which a child grows in training: probability 27 %
 
 class SparseSDFDecoder(_Half):
     "Latents → SDF on the voxels they stand for: all factor³ of each, or those that its heads let grow."

@@ -51,7 +51,7 @@ def read_vl(
 
 def check_codes(got: str, wanted: str, what: str):
     "Codes mean nothing to a projector for another tokenizer's."
-    if got != wanted: raise InputError(f"{what} is of tokenizer {got}, the projector of {wanted}: use the weights it was trained with")
+    if got != wanted: raise InputError(f"{what} is of tokenizer {got}, the model was trained on {wanted}: use the weights it was trained with")
 
 # %% ../nbs/60_processor3d.ipynb #e730d0f5
 LONGEST = 20_000   # characters of one text: more is a mistake, not a question
