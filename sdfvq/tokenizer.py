@@ -26,7 +26,7 @@ from .weights import read_weights
 
 # %% ../nbs/51_tokenizer.ipynb #82677848
 PRETRAINED = Path(str(files('sdfvq')/'pretrained'))
-DEFAULT = 'small64'
+DEFAULT = 'small'
 
 def shipped() -> dict:  # {name: file}
     "The trained models that come with the package."
