@@ -80,6 +80,8 @@ def encode(inputs: Annotated[list[Path], typer.Argument(help='Meshes, or SDFs fr
         t = tok.encode(path, resolution)
         t.save(out, overwrite)
         say(f'{out}: {len(t):,} tokens, {t.nbytes:,} bytes')
+        if resolution is None and t.resolution != tok.resolution:
+            note(f'{path} is at {t.resolution}³, {model} was made for {tok.resolution}³: expect less, or give --model one for {t.resolution}³')
     _each(inputs, work)
 
 @app.command()
