@@ -118,12 +118,12 @@ def pack_keys(
 ) -> 'torch.Tensor':         # (N,) int64, ordered as the rows are
     "One int64 per row, in the rows' lexicographic order."
     check_shape(coords, 'N 4', 'coords')
+    import torch
     if len(coords):
-        lo, hi = (int(v) for v in coords.aminmax())
-        if lo < COORD_MIN or hi > COORD_MAX or int(coords[:, 0].min()) < 0:
+        lo, hi, first = torch.stack([*coords.aminmax(), coords[:, 0].min()]).tolist()      # together: a GPU is waited for once
+        if lo < COORD_MIN or hi > COORD_MAX or first < 0:
             raise InputError(f"coords must lie in [{COORD_MIN}, {COORD_MAX}] with batch >= 0, got values from {lo} to {hi}")
     b, *xyz = coords.unbind(1)
-    import torch
     wide = lambda column: column.to(torch.int64, copy=True)      # column by column and in place: there may be millions
     keys = wide(b).bitwise_left_shift_(48)
     for c, shift in zip(xyz, (32, 16, 0)): keys |= wide(c).add_(2**15).bitwise_left_shift_(shift)

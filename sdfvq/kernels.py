@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORDS_PER_VOXEL', 'LONGEST', 'processors_of', 'neighbors_triton', 'by_offset', 'conv_triton', 'conv_weight_triton',
-           'at_home']
+           'gather_blocks_triton', 'at_home']
 
 # %% ../nbs/02_kernels.ipynb #c49fdfb0
 import importlib
@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .core import COORD_MAX, COORD_MIN, check_shape
-from .ops import check_conv, check_conv_weight, conv, conv_reference, conv_weight, conv_weight_reference, mirrored, neighbors, neighbors_reference
+from .ops import (check_conv, check_conv_weight, conv, conv_reference, conv_weight, conv_weight_reference, gather_blocks, gather_blocks_reference, mirrored, neighbors,
+                       neighbors_reference)
 
 # %% ../nbs/02_kernels.ipynb #b8e826d3
 def processors_of(device):
@@ -239,6 +240,27 @@ def conv_weight_triton(feats: Tensor, grad: Tensor, map: Tensor, processors: int
         PRECISION=_precision(feats), num_warps=4, num_stages=3 if half else 2)
     return out.sum(0).to(feats.dtype)
 
+# %% ../nbs/02_kernels.ipynb #5d0c7a12
+@triton.jit(do_not_specialize=['n'])
+def _gather(words, map, out, n, W: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr):
+    row, word = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDE)
+    at = tl.load(map + row, mask=row < n, other=-1).to(tl.int64)[:, None]
+    live = (row < n)[:, None]
+    if W != WIDE: live = live & (word < W)[None, :]
+    tl.store(out + row[:, None] * W + word[None, :], tl.load(words + at * W + word[None, :], mask=live & (at >= 0), other=0), mask=live)
+
+def gather_blocks_triton(feats: Tensor, map: Tensor) -> Tensor:
+    "`gather_blocks` on a GPU."
+    out = feats.new_empty(len(map), map.shape[1] * feats.shape[1])
+    if not out.numel(): return out
+    feats, map = feats.contiguous(), map.contiguous()
+    size = feats.shape[1] * feats.element_size()
+    word = next(t for t in (torch.int32, torch.int16, torch.uint8) if not (size % t.itemsize or feats.data_ptr() % t.itemsize))
+    count, wide = size // word.itemsize, triton.next_power_of_2(size // word.itemsize)
+    rows = max(2048 // wide, 1)
+    _gather[triton.cdiv(map.numel(), rows),](feats.view(word), map, out.view(word), map.numel(), W=count, WIDE=wide, ROWS=rows, num_warps=4)
+    return out
+
 # %% ../nbs/02_kernels.ipynb #7edd20de
 def at_home(f):
     "`f` on the device of its first argument: Triton launches on the current one."
@@ -246,5 +268,5 @@ def at_home(f):
         with torch.cuda.device_of(args[0]): return f(*args)
     return run
 
-for op, kernel in ((neighbors, neighbors_triton), (conv, conv_triton), (conv_weight, conv_weight_triton)): op.register_kernel('cuda')(at_home(kernel))
+for op, kernel in ((neighbors, neighbors_triton), (conv, conv_triton), (conv_weight, conv_weight_triton), (gather_blocks, gather_blocks_triton)): op.register_kernel('cuda')(at_home(kernel))
 if triton.__version__.startswith('3.6.'): importlib.import_module('sdfvq.hopper')   # the Gluon it is written in changes with Triton

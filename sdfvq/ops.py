@@ -95,11 +95,11 @@ def _(coords): return torch.from_numpy(ext.neighbors(sorted_keys(coords).numpy()
 # %% ../nbs/01_ops.ipynb #0dfdff88
 @torch.library.custom_op('sdfvq::gather_blocks', mutates_args=())
 def gather_blocks(
-    feats: Tensor,  # (N,C) features, any floating dtype
+    feats: Tensor,  # (N,C) features, any dtype
     map: Tensor,    # (M,K) int32 rows of `feats`, -1 = missing
 ) -> Tensor:
     "Gathered features (M,K·C), zeros where the map says missing."
-    return gather_blocks_reference(feats, map)
+    return first_cuda(gather_blocks, gather_blocks_reference, feats, map, module='kernels')
 
 def gather_blocks_reference(feats: Tensor, map: Tensor) -> Tensor:
     "What `gather_blocks` means: row -1 is a row of zeros."
@@ -111,7 +111,7 @@ def _(feats, map): return feats.new_empty(map.shape[0], map.shape[1] * feats.sha
 
 @on_cpu(gather_blocks)
 def _(feats, map):
-    if not len(map): return feats.new_empty(0, map.shape[1] * feats.shape[1])
+    if not len(map) or not feats.shape[1]: return feats.new_empty(len(map), map.shape[1] * feats.shape[1])
     rows = feats.contiguous().view(torch.uint8).numpy()
     out = torch.from_numpy(ext.gather_blocks(rows, map.contiguous().numpy(), torch.get_num_threads()))
     return out.view(feats.dtype)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .core import COORD_MAX, COORD_MIN, InputError, check_shape, pack_keys, widened
-from .ops import join, neighbors
+from .ops import gather_blocks, join, neighbors
 
 # %% ../nbs/20_sparse.ipynb #844aa61f
 class SparseTensor:
@@ -41,7 +41,9 @@ class SparseTensor:
         "A tensor with its rows put in order; duplicates are refused."
         if len(coords) != len(feats): raise InputError(f"coords and feats must have as many rows, got {len(coords)} and {len(feats)}")
         if coords.device != feats.device: raise InputError(f"coords and feats must share a device, got {coords.device} and {feats.device}")
-        keys, order = pack_keys(coords).sort()
+        keys = pack_keys(coords)
+        if bool((keys[1:] > keys[:-1]).all()): return cls(coords.int(), feats, batch_size)     # in order already
+        keys, order = keys.sort()
         twice = (keys[1:] == keys[:-1]).nonzero()
         if len(twice): raise InputError(f"coords must be unique, got {coords[order[twice[0, 0]]].tolist()} twice")
         return cls(coords[order].int(), feats[order], batch_size)
@@ -222,12 +224,16 @@ class _Links(NamedTuple):
         rows[ends.index_select(0, code) - 1] = torch.arange(len(code), dtype=torch.int32, device=code.device)
         return cls((code >> 3).int(), F.pad(ends[7::8], (1, 0)), rows)
 
+def _take(x, rows):
+    "x[rows] of int32 `rows`."
+    return gather_blocks(x.flatten(1), rows[:, None]).view(len(rows), *x.shape[1:])
+
 class _Spread(torch.autograd.Function):
     "feats[parent]"
     @staticmethod
     def forward(ctx, feats, links):
         ctx.links = links
-        return feats.index_select(0, links.parent)
+        return _take(feats, links.parent)
     @staticmethod
     def backward(ctx, grad): return _Gather.apply(grad, ctx.links), None
 
@@ -285,7 +291,7 @@ def _pooled(x):
     place = 16 * merged[first.cumsum(0) - 1] + (x.coords[:, 3] >> 1 & 15)
     there = torch.zeros(16 * len(keys), dtype=torch.bool, device=x.device).index_fill_(0, place, True)
     at = there.nonzero()[:, 0]
-    coords = table.index_select(0, at >> 4)
+    coords = _take(table, (at >> 4).int())
     coords[:, 3] = coords[:, 3] * 16 + (at & 15)
     parent = there.cumsum(0).index_select(0, place) - 1
     return coords, _Links.of(8 * parent + _corner(x.coords), len(coords))
@@ -315,7 +321,7 @@ def _subdivided(x, children=None):
     starts, rows, code = _children(x.coords, children)
     parent = (code >> 3).int()
     corner = 2 * x.coords; corner[:, 0] = x.coords[:, 0]
-    coords = corner.index_select(0, parent)
+    coords = _take(corner, parent)
     for axis, bit in zip((1, 2, 3), (2, 1, 0)): coords[:, axis] += code >> bit & 1
     links = _Links(parent, starts, rows)
     if bounds and (2 * min(bounds[0]) < COORD_MIN or 2 * max(bounds[1][1:]) + 1 > COORD_MAX): _refuse_far(coords)
@@ -333,22 +339,22 @@ def _children(coords, children):
     pairs = made.sum(3, dtype=torch.int32).flatten(1).unbind(1)   # one scan each: on a GPU torch is slow to scan columns that lie together
     before = F.pad(torch.stack([p.cumsum(0, dtype=torch.int32) for p in pairs], 1).view(n, 2, 2), (0, 0, 0, 0, 1, 0))   # [row, dx, dy] of earlier rows
     (slab, slab_end), (column, column_end) = _runs(coords[:, :2]), _runs(coords[:, :3])
-    count = lambda a, b: before.index_select(0, b) - before.index_select(0, a)
-    at = before[:-1] - before.index_select(0, column)                                      # [row, dx, dy]: in its own column
+    count = lambda a, b: _take(before, b) - _take(before, a)
+    at = before[:-1] - _take(before, column)                                               # [row, dx, dy]: in its own column
     at[:, :, 1] += count(column, column_end)[:, :, 0]                                       # the column's half with dy = 0
     at += count(slab, column).sum(2, keepdim=True, dtype=torch.int32)                       # earlier columns of the slab's half
     at[:, 1] += count(slab, slab_end)[:, 0].sum(1, keepdim=True, dtype=torch.int32)         # the slab's half with dx = 0
-    at += before.index_select(0, slab).sum((1, 2), keepdim=True, dtype=torch.int32)         # earlier slabs
+    at += _take(before, slab).sum((1, 2), keepdim=True, dtype=torch.int32)         # earlier slabs
     at = torch.stack([at, at + made[..., 0]], 3).flatten()
     asked = None if children is None else made.flatten().nonzero()[:, 0]
     rows, code = (at, torch.arange(8 * n, dtype=small, device=device)) if asked is None else (at.index_select(0, asked), asked.to(small))
     return before.sum((1, 2), dtype=torch.int32), rows, torch.empty_like(code).scatter_(0, rows.long(), code)
 
 def _runs(rows):
-    "For each row of a sorted list the first row equal to it and the first behind those: two (N,) int64."
-    run = F.pad((rows[1:] != rows[:-1]).any(1).cumsum(0), (1, 0))[:len(rows)]
-    ends = torch.zeros(len(rows) + 1, dtype=torch.int64, device=rows.device).index_add_(0, run + 1, torch.ones_like(run)).cumsum(0)
-    return ends[run], ends[run + 1]
+    "For each row of a sorted list the first row equal to it and the first behind those: two (N,) int32."
+    run = F.pad((rows[1:] != rows[:-1]).any(1).cumsum(0, dtype=torch.int32), (1, 0))[:len(rows)]
+    ends = torch.zeros(len(rows) + 1, dtype=torch.int32, device=rows.device).index_add_(0, run + 1, torch.ones_like(run)).cumsum(0, dtype=torch.int32)
+    return ends.index_select(0, run), ends.index_select(0, run + 1)
 
 # %% ../nbs/20_sparse.ipynb #c76b33c8
 def upsample(
@@ -380,9 +386,10 @@ def child_targets(
     finer: SparseTensor,  # One scale finer, anywhere
 ) -> Tensor:              # (N,8) bool, corner 4dx + 2dy + dz
     "Which of the 8 children of each voxel of `x` are voxels of `finer`."
-    parent = join(_halved(finer.coords), x.coords).long()
-    code = (8 * parent + _corner(finer.coords))[parent >= 0]
-    return torch.zeros(8 * len(x), dtype=torch.bool, device=x.device).index_fill_(0, code, True).view(-1, 8)
+    coarse, links, _ = _coarser(finer)                                                       # a quarter as many to look for
+    parent = join(coarse, x.coords).index_select(0, links.parent).long()
+    code = (8 * parent + _corner(finer.coords)).where(parent >= 0, 8 * len(x))               # none is a place of its own: no GPU is waited for
+    return torch.zeros(8 * len(x) + 1, dtype=torch.bool, device=x.device).index_fill_(0, code, True)[:-1].view(-1, 8)
 
 # %% ../nbs/20_sparse.ipynb #25cdfaeb
 def align(

@@ -38,19 +38,20 @@ class SparseSDFVQVAE(nn.Module):
         quantize: bool = True, # False: the continuous autoencoder (stage 0)
         decode: bool = True,   # False: no recon, child_logits and pruning
     ) -> dict:
-        "recon, quantized (SparseTensors), indices (M,L), child_logits, codebook and commitment losses; `pruning` where there are heads."
+        "recon, quantized (SparseTensors), indices (M,L), child_logits, codebook and commitment losses; where there are heads `pruning`, and `input`, the batch as one tensor."
         x, factor, near, steps = self.tensor(batch), batch.get('factor'), None, len(self.decoder.upsample)
         if decode and self.config.prune:
             near = ancestors(cut(x, x.feats[:, 0].abs() * self.config.band <= SHELL), steps)
             wanted = [*ancestors(x, steps), near[-1]]
         q, ids, losses = self.latents(x, factor), None, {}
+        kept = dict(input=x) if near else {}
         del x   # without heads the decoder has no use for the fine grids and their maps
         if quantize: q, ids, losses = self.quantize(q)
         out = dict(quantized=q, indices=ids, **losses)
         if not decode: return out
         if near is None: return dict(recon=self.decoder(q, factor), child_logits=[], **out)
         recon, logits = self.decoder.follow(q, near, factor)
-        return dict(recon=recon, child_logits=logits[:-1], pruning=[*zip(logits, wanted)], **out)
+        return dict(recon=recon, child_logits=logits[:-1], pruning=[*zip(logits, wanted)], **kept, **out)
 
     def tensor(self, batch: dict) -> SparseTensor:
         "The batch on the model's device, in its dtype."
