@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .core import InputError
+from .core import InputError, check_shape
 from .processor3d import Processor3D, check_codes, read_vl
 from .sequence3d import (Projector3D, codes_at, extract_3d_latent_and_indices, place_shapes, prepare_3d_sequence,
                               prepare_3d_sequence_batched, shape_rope, there)
@@ -123,7 +123,7 @@ class Qwen3VLWith3DBranch:
 
     def _where(self, input_ids, coords):
         "(B,L) bool: the placeholders, exactly as many as there are 3D tokens."
-        where, exist = input_ids == self.config.shape_config['token_id'], there(coords)
+        where, exist = input_ids == self.config.shape_config['token_id'], there(check_shape(coords, 'B N 3', 'shape_coords'))
         if len(where) != len(exist): raise InputError(f"shape_coords must have a row for each of {len(where)} prompts, got {len(exist)}")
         if not torch.equal(found := where.sum(1), came := exist.sum(1)):
             raise InputError(f"the prompts have {found.tolist()} placeholders for {came.tolist()} 3D tokens: "
