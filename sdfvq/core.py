@@ -154,13 +154,13 @@ def check_output(
     path,                    # File that shall be written
     overwrite: bool = False, # May an existing file be replaced?
 ) -> Path:
-    "`path` if it can be written, its folder made; else `InputError`. Call it before the work, not after."
+    "`path` if it can be written; else `InputError`. Call it before the work, not after: it leaves nothing behind."
     path = Path(path)
     if path.is_dir(): raise InputError(f"output {path} is a folder; give a file name")
     if path.exists() and not overwrite: raise InputError(f"output {path} exists; pass --overwrite (in Python overwrite=True) to replace it")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent): pass
+        there = next(p for p in path.absolute().parents if os.path.lexists(p))
+        with (tempfile.TemporaryFile if there == path.absolute().parent else tempfile.TemporaryDirectory)(dir=there): pass     # whichever would be made
     except OSError as e:
         raise InputError(f"output folder {path.parent} is not writable ({e.strerror}); choose another with -o") from e
     return path
@@ -169,8 +169,9 @@ def check_output(
 def atomic_write(
     path,  # File that shall appear when the block ends without an error
 ):
-    "A temporary path with the same suffix to write to; it becomes `path` at the end, or vanishes on an error."
+    "A temporary path with the same suffix to write to, its folder made; it becomes `path` at the end, or vanishes on an error."
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
     try:
         yield tmp
