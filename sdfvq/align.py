@@ -42,7 +42,7 @@ from .quantizer import joint_count, processes
 from .runs import Checkpoints, RunFolder, cut_log
 from .tokenizer import ShapeTokenizer
 from .train import auto_precision, fit_to_end, join_and_log, join_processes, same_config
-from .vl import Qwen3VLWith3DBranch, add_lora, load_lora, small_config
+from .vl import Qwen3VLWith3DBranch, add_lora, load_lora, save_lora, small_config
 
 # %% ../nbs/68_align.ipynb #f8b25254
 class Aligned(nn.Module):
@@ -248,7 +248,7 @@ def save_alignment(vl, processor, path: Path, config: AlignConfig):
     "What learned, in the form that is usual for it: the model, adapters with the projector, or the projector."
     processor.save_pretrained(path/'processor')
     if config.scratch: vl.save_pretrained(path/'model')
-    elif config.lora_r: vl.save_pretrained(path/'lora')
+    elif config.lora_r: save_lora(vl, path/'lora')
     else:
         weights = {k: v.contiguous() for k, v in vl.shape_proj.state_dict().items()}
         with atomic_write(path/'projector.safetensors') as tmp: save_file(weights, tmp)
