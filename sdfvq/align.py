@@ -202,7 +202,7 @@ def align(
     config: AlignConfig,
     device: str = '',      # '': a GPU if there is one
     resume: bool = False,  # Go on with the run of these settings
-) -> dict:                 # run, questions, valid, skipped, learning; of the first of several processes
+) -> dict:                 # run, questions, valid (0: those learned from serve), skipped, learning; of the first of several processes
     "Aligns a language model with a shape tokenizer. `Stopped` after SIGTERM, the state being saved."
     device, (rank, world) = join_processes(device), processes()
     auto_precision(config.precision, device)
@@ -229,7 +229,7 @@ def align(
     dls.device = torch.device(device)
     mark, model = base_mark(vl), what_learns(vl, config)
     steps = config.epochs * max(len(dls.train) // config.gradient_accumulation_steps, 1)
-    used = dict(version=__version__, base=mark, tokenizer=tok.fingerprint, questions=len(train), valid=len(valid), steps=steps, lr=config.rate,
+    used = dict(version=__version__, base=mark, tokenizer=tok.fingerprint, questions=len(train), valid=len(valid) if valid is not train else 0, steps=steps, lr=config.rate,
                 processes=world, device=str(device), precision=auto_precision(config.precision, device),
                 learning=sum(q.numel() for q in model.learning().values()))
     state = folder.load() if resume else None
