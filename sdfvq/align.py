@@ -34,15 +34,15 @@ from torch.nn import functional as F
 from . import __version__
 from .align_data import AlignConfig, Asked, TextLoader, checked_questions, conversations, encode_shapes, find_questions, read_align_config, read_sequences
 from .callbacks import Accumulate, Clock, NaNGuard, Precision, Rounds, Schedule
-from .core import InputError, atomic_write
-from .learner import LossPart, ShapeLearner, out_of_memory
+from .core import InputError, atomic_write, out_of_memory
+from .learner import LossPart, ShapeLearner
 from .loader import EqualBatches
 from .processor3d import Processor3D, check_codes, small_processor
 from .quantizer import joint_count, processes
 from .runs import Checkpoints, RunFolder, cut_log
 from .tokenizer import ShapeTokenizer
 from .train import auto_precision, fit_to_end, join_and_log, join_processes, same_config
-from .vl import Qwen3VLWith3DBranch, add_lora, load_lora, small_config
+from .vl import Qwen3VLWith3DBranch, add_lora, load_lora, save_lora, small_config
 
 # %% ../nbs/68_align.ipynb #f8b25254
 class Aligned(nn.Module):
@@ -202,7 +202,7 @@ def align(
     config: AlignConfig,
     device: str = '',      # '': a GPU if there is one
     resume: bool = False,  # Go on with the run of these settings
-) -> dict:                 # run, questions, valid, skipped, learning; of the first of several processes
+) -> dict:                 # run, questions, valid (0: those learned from serve), skipped, learning; of the first of several processes
     "Aligns a language model with a shape tokenizer. `Stopped` after SIGTERM, the state being saved."
     device, (rank, world) = join_processes(device), processes()
     auto_precision(config.precision, device)
@@ -229,7 +229,7 @@ def align(
     dls.device = torch.device(device)
     mark, model = base_mark(vl), what_learns(vl, config)
     steps = config.epochs * max(len(dls.train) // config.gradient_accumulation_steps, 1)
-    used = dict(version=__version__, base=mark, tokenizer=tok.fingerprint, questions=len(train), valid=len(valid), steps=steps, lr=config.rate,
+    used = dict(version=__version__, base=mark, tokenizer=tok.fingerprint, questions=len(train), valid=len(valid) if valid is not train else 0, steps=steps, lr=config.rate,
                 processes=world, device=str(device), precision=auto_precision(config.precision, device),
                 learning=sum(q.numel() for q in model.learning().values()))
     state = folder.load() if resume else None
@@ -248,7 +248,7 @@ def save_alignment(vl, processor, path: Path, config: AlignConfig):
     "What learned, in the form that is usual for it: the model, adapters with the projector, or the projector."
     processor.save_pretrained(path/'processor')
     if config.scratch: vl.save_pretrained(path/'model')
-    elif config.lora_r: vl.save_pretrained(path/'lora')
+    elif config.lora_r: save_lora(vl, path/'lora')
     else:
         weights = {k: v.contiguous() for k, v in vl.shape_proj.state_dict().items()}
         with atomic_write(path/'projector.safetensors') as tmp: save_file(weights, tmp)

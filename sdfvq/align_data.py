@@ -21,7 +21,7 @@ from rich.progress import track
 from .config import PRECISIONS, checked, read_yaml, typed
 from .core import InputError, stamp
 from .data import SDF3DCaptionDataset
-from .items import captions, cell, parse_captions, read_metadata, read_table
+from .items import captions, read_table
 from .loader import EqualBatches, ShapeLoader, in_order
 from .processor3d import Processor3D, collate_3d_text
 from .quantizer import processes
@@ -141,7 +141,7 @@ def find_questions(
     elif Path(data).is_dir():
         found = SDF3DCaptionDataset(data, resolution, skip=True)
         out = [dict(shape=p, question=config.prompt, answer=c) for p, cs in zip(found.shapes, found.captions) for c in cs]
-        skipped = _left_out(found, Path(data)/'metadata.csv')
+        skipped = {name: why for why, names in found.left_out.items() for name in names}
     elif Path(data).is_file():
         rows = [(f"row {i} ({r.get('file', '')})", r) for i, r in enumerate(read_table(data), 1) if r.get('split', 'train') in ('', 'train')]
         own = lambda r: [(r['question'], r['answer'])] if r.get('question') and r.get('answer') else [(config.prompt, c) for c in captions(r)]
@@ -152,13 +152,6 @@ def find_questions(
     asked = Asked(q | dict(name=shape_name(q['shape'], q.get('name'))) for q in out[:config.max_samples or None])
     asked.skipped = skipped
     return asked
-
-def _left_out(found: SDF3DCaptionDataset, path):
-    "Name → reason of the table's shapes that are not in the dataset, which counts reasons alone."
-    table, used, none = read_metadata(path), {found.source(i) for i in range(len(found))}, 'without a caption'
-    other = ' or '.join(why for why in found.left_out if why != none)
-    last = {sha or f'row {i + 1}': i for i, sha in enumerate(table['sha256'])}
-    return {sha: other if parse_captions(cell(table, 'captions', i)) else none for sha, i in last.items() if sha not in used}
 
 def shape_name(
     shape,      # File or mesh

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['console', 'errors', 'app', 'Output', 'Overwrite', 'Device', 'FreeDevice', 'WEIGHTS', 'Model', 'MODEL', 'Level', 'say',
-           'note', 'complain', 'options', 'resumable', 'ignored', 'say_files', 'print_table', 'spread', 'Bar']
+           'note', 'complain', 'options', 'resumable', 'ignored', 'validated', 'say_files', 'print_table', 'spread',
+           'Bar']
 
 # %% ../nbs/90_commands.ipynb #66d66b08
 import time
@@ -78,6 +79,10 @@ Level = Annotated[float, typer.Option(help='SDF value of the surface, in truncat
 def ignored(names):
     "Tells of settings that have nothing to set here."
     if names: note(f"nothing to set here: {', '.join(names)}")
+
+def validated(n: int) -> str:
+    "What validation was on, where `n` shapes or questions were kept from training."
+    return f'{n:,} held out' if n else 'none held out (validated on the same)'
 
 def say_files(files, what='results'):
     "Where they are."

@@ -11,7 +11,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .commands import WEIGHTS, Device, FreeDevice, Overwrite, app, complain, errors, ignored, note, resumable, say, say_files, spread
+from .commands import WEIGHTS, Device, FreeDevice, Overwrite, app, complain, errors, ignored, note, resumable, say, say_files, spread, validated
 from .core import InputError, check_output
 
 # %% ../nbs/95_commands_language.ipynb #57ef8bb8
@@ -43,7 +43,7 @@ def align(data: Annotated[Optional[Path], typer.Argument(help='Folder that `sdfv
     with resumable(): done = align(data or (None if settings.dummy_samples else settings.data_dir or None), output, settings, device, resume)
     if not done: return   # the first of several processes says it
     for name, why in done['skipped'].items(): note(f'skipped {name}: {why}')
-    say(f"{done['run']}: {done['learning']:,} weights learned from {done['questions']} questions, {done['valid']} held out, {len(done['skipped'])} skipped; log in {done['run'] / 'log.csv'}")
+    say(f"{done['run']}: {done['learning']:,} weights learned from {done['questions']} questions, {validated(done['valid'])}, {len(done['skipped'])} skipped; log in {done['run'] / 'log.csv'}")
 
 # %% ../nbs/95_commands_language.ipynb #c2832657
 Run = Annotated[Path, typer.Option('--run', help='Run folder that `sdfvq align` wrote.')]

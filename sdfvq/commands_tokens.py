@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from .commands import (MODEL, WEIGHTS, Bar, Device, FreeDevice, Level, Model, Output, Overwrite, app, complain, errors, ignored, note, print_table, resumable, say,
-                            say_files, spread)
+                            say_files, spread, validated)
 from .core import InputError, check_output
 
 # %% ../nbs/92_commands_tokens.ipynb #70535ed6
@@ -44,7 +44,7 @@ def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare`
     with resumable(): done = train(data, output, settings, valid, device, resume)
     if not done: return   # the first of several processes says it
     for name, why in done['skipped'].items(): note(f'skipped {name}: {why}')
-    say(f"{output / 'model.safetensors'}: trained on {done['shapes']} shapes, {done['valid']} held out, {len(done['skipped'])} skipped; log in {output / 'log.csv'}")
+    say(f"{output / 'model.safetensors'}: trained on {done['shapes']} shapes, {validated(done['valid'])}, {len(done['skipped'])} skipped; log in {output / 'log.csv'}")
 
 # %% ../nbs/92_commands_tokens.ipynb #c87d0e24
 def _each(paths, work):

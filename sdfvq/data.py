@@ -8,7 +8,6 @@ __all__ = ['synth_shapes', 'crop_blocks', 'ShapeDataset', 'read_shape', 'count_v
 
 # %% ../nbs/41_data.ipynb #cc1496e3
 import re, zipfile, zlib
-from collections import Counter
 from copy import copy
 from dataclasses import replace
 from itertools import islice
@@ -174,10 +173,10 @@ class SparseSDFDataset(ShapeDataset):
         named = {p: re.fullmatch(r'(.+)_r(\d+)', p.stem) for p in sorted(folder.glob('*.npz'))}
         files = {(m[1], int(m[2])): p for p, m in named.items() if m}
         wanted = sorted({r for _, r in files}) if resolution is None else [int(r) for r in np.atleast_1d(resolution)]
-        self.skip, self.left_out = skip, Counter()                                     # reason: how many
+        self.skip, self.left_out = skip, {}                                            # reason: names
         rows = list(islice(self._rows(folder, files, wanted, min_voxels), max_samples or None))
         if not rows: raise InputError(f"no shape at {' or '.join(f'{r}³' for r in wanted) or 'any resolution'} in {folder}"
-                                      f"{''.join(f'; {n:,} {why}' for why, n in self.left_out.items())}; run `sdfvq prepare`")
+                                      f"{''.join(f'; {_some(names)} {why}' for why, names in self.left_out.items())}; run `sdfvq prepare`")
         super().__init__([r[0] for r in rows], wanted[0], max_voxels=max_voxels, skip=skip, seed=seed)
         for k, values in zip(self.columns[1:], zip(*(r[1:] for r in rows))): setattr(self, k, list(values))
 
@@ -200,7 +199,7 @@ class SparseSDFDataset(ShapeDataset):
                     if not self.skip: raise
                     why = 'unreadable'
                 if not why and n < min_voxels: why = f'of fewer than {min_voxels} voxels'
-                if why: self.left_out[why] += 1
+                if why: self.left_out.setdefault(why, []).append(path.stem if isinstance(sha, str) else f'row {i + 1}')
                 else: yield path, n, r, *more
 
     def more(self, table, i):
@@ -209,6 +208,10 @@ class SparseSDFDataset(ShapeDataset):
     def group(self, i): return self.groups[i]
     def source(self, i): return self.shapes[i].name.rpartition('_r')[0]
     def counts(self): return [min(n, self.max_voxels or n) for n in self.voxels]
+
+def _some(names, shown=3):
+    "How many, and the first of them by name."
+    return f"{len(names):,} ({', '.join(names[:shown])}{', …' if len(names) > shown else ''})"
 
 class SDF3DCaptionDataset(SparseSDFDataset):
     "Prepared shapes that have captions; each item is `(number, SparseSDF, caption)`, each epoch draws one of a shape's captions."

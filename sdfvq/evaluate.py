@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from .core import InputError, voxel_size
+from .core import InputError, out_of_memory, voxel_size
 from .draco import NEEDS, codecs, squeeze
 from .geometry import closest_point
 from .items import file_size, write_table
@@ -153,7 +153,7 @@ def evaluate_item(
         return row, codes, side_by_side(truth, trip.reconstruction, trip.sdf) if _key(row, codes.shape[1]) <= bar else None
     except InputError as e: return dict(error=str(e)), None, None
     except (MemoryError, RuntimeError) as e:
-        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(e): raise
+        if not out_of_memory(e): raise
         return dict(error=f"{item.path}: not enough memory; of several --workers, take fewer"), None, None
 
 def _key(row, depth): return row['lines'][f'codes {depth}']['F 0.01']

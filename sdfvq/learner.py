@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'STAGES', 'TOO_BIG', 'BASE_LR', 'BASE_BATCH', 'StageFreeze', 'CodebookStart', 'LossPart', 'CodebookHealth',
-           'out_of_memory', 'without_largest', 'ShapeLearner', 'scaled_lr', 'vqvae_learner']
+           'without_largest', 'ShapeLearner', 'scaled_lr', 'vqvae_learner']
 
 # %% ../nbs/42_learner.ipynb #ed87a53c
 from .core import require
@@ -23,7 +23,7 @@ from fastai.learner import Learner, Metric
 from fastai.optimizer import OptimWrapper
 
 from .codebook import codebook_health
-from .core import InputError
+from .core import InputError, out_of_memory
 from .losses import VQVAELoss
 from .quantizer import processes
 from .vqvae import SparseSDFVQVAE
@@ -97,10 +97,6 @@ class CodebookHealth(Metric):
 
 # %% ../nbs/42_learner.ipynb #97edc72a
 TOO_BIG = 'too big for memory'
-
-def out_of_memory(e: Exception) -> bool:
-    "Is it what torch raises where memory ends, on a GPU or on the CPU?"
-    return isinstance(e, torch.OutOfMemoryError) or isinstance(e, RuntimeError) and "can't allocate memory" in str(e)
 
 def without_largest(
     batch: dict,  # From `collate`

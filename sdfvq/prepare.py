@@ -156,7 +156,7 @@ def prepare(
     run = (lambda work, tasks: run_workers(work, tasks, workers, **options)) if ray is None else \
           (lambda work, tasks: run_ray(work, tasks, ray, **options))
     out, summary = Path(out), Summary()
-    check_output(out/'.lock', overwrite=True)
+    check_output(out/'.lock', overwrite=True).parent.mkdir(parents=True, exist_ok=True)
     with locked(out):
         table = out/'metadata.csv'
         if table.exists() and not (out/'prepare.jsonl').exists(): raise InputError(f"output {out} has a metadata.csv that is not of `sdfvq prepare`; choose another folder with -o")

@@ -125,15 +125,16 @@ class Processor3D(ProcessorMixin):
         "The base's, with shapes; texts that hold control tokens are refused."
         shapes = []
         def marked(c):
+            if not c: raise InputError("a conversation has no message: give at least one, {'role': 'user', 'content': [{'type': 'text', 'text': …}]}")
             if _wordless(c): raise InputError("a shape with no prompt: add an item {'type': 'text', 'text': …} that asks about it")
             return [self._with_marks(m, shapes) for m in c]
-        with_marks = marked(conversation) if isinstance(conversation[0], dict) else [marked(c) for c in conversation]
+        with_marks = [marked(c) for c in conversation] if conversation and not isinstance(conversation[0], dict) else marked(conversation)
         return super().apply_chat_template(with_marks, *args, processor_kwargs=dict(processor_kwargs or {}, shapes=shapes), **kwargs)
 
     def _with_marks(self, message, shapes):
         "The message with marks for its shapes, which are collected."
         content = message['content']
-        if isinstance(content, str): self.check_text(content, message['role']); return dict(message)
+        if isinstance(content, str) or not content: self.check_text(content or '', message['role']); return dict(message)
         out = []
         for c in content:
             if c.get('type') == 'text': self.check_text(c['text'], message['role'])
@@ -161,6 +162,7 @@ def collate_3d_text(
     training: bool = True,   # With answers, labels and padding on the right; False: ready to `generate`
 ) -> dict:
     "A batch for the model."
+    if not items: raise InputError("items must be at least one, a dict with `question`, got none")
     for i, q in enumerate(items):
         for k in ('question', 'answer')[:1 + training]:
             if not isinstance(q.get(k), str): raise InputError(f"item {i}: {k} must be a text, got {q.get(k)!r:.40}; give each item one{'' if k == 'question' else ', or pass training=False'}")

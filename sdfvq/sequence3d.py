@@ -39,7 +39,7 @@ def codes_at(
     ids: Tensor,  # (M,L) int64; fewer columns are the first depths
 ) -> Tensor:      # (M,C) float32
     "The codebook vectors of ids; those that are none are refused."
-    return vae.quantizer.decode(ids[:, 0] if vae.config.depth == 1 else ids).float()
+    return vae.quantizer.decode(check_shape(ids, 'M 1', 'ids')[:, 0] if vae.config.depth == 1 else ids).float()
 
 # %% ../nbs/57_sequence3d.ipynb #e7c0676d
 def pool_latents(
@@ -174,6 +174,9 @@ class Projector3D(nn.Module):
         feats: Tensor,   # (...,C)
         places: Tensor,  # (...,3)
     ) -> Tensor:         # (...,H), in the dtype of the weights
+        if feats.shape != (*places.shape[:-1], len(self.mean)) or places.shape[-1] != 3:      # a single column would do for all of them
+            raise InputError(f"feats must be (...,{len(self.mean)}) and places (...,3), of as many tokens, got {tuple(feats.shape)} and {tuple(places.shape)}; "
+                             "give codebook vectors whole, as `extract_3d_latent` gives them")
         x = (feats.float() - self.mean) / self.std
         if self.position is not None: x = torch.cat([x, self.position(places)], -1)
         return self.norm(self.layers(x.to(self.norm.weight.dtype)).to(self.norm.weight.dtype))     # autocast made it half as fine

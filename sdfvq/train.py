@@ -213,7 +213,7 @@ def train(
     valid=None,            # Folder of shapes to validate on; None: a tenth of the data
     device: str = '',      # '': a GPU if there is one
     resume: bool = False,  # Go on with the run in the folder
-) -> dict:                 # shapes, valid, skipped, rates; of the first of several processes
+) -> dict:                 # shapes, valid (0: those trained on serve), skipped, rates; of the first of several processes
     "Trains a tokenizer. `Stopped` after SIGTERM, the state being saved."
     device, (rank, world), t = join_processes(device), processes(), config.trainer
     auto_precision(t.precision, device)
@@ -226,7 +226,7 @@ def train(
     batch = dls.train.bs * t.batch_split * world
     times = scale(t, batch)
     rates = {s.number: dict(steps=s.steps, lr=s.lr * times, eta_min=s.eta_min * times) for s in stage_plan(t, len(dls.train) // t.batch_split or 1)}
-    used = dict(version=__version__, batch=batch, rates=rates, shapes=len(dls.train.dataset), valid=len(dls.valid.dataset),
+    used = dict(version=__version__, batch=batch, rates=rates, shapes=len(dls.train.dataset), valid=len(dls.valid.dataset) if dls.valid.dataset is not dls.train.dataset else 0,
                 precision=auto_precision(t.precision, device), processes=world, aside=list(config.aside))
     state = folder.load() if resume else None
     if not rank:

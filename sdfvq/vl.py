@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GRIDS', 'FAMILIES', 'family', 'Qwen3VLWith3DBranch', 'Qwen2VLWith3D', 'Qwen2_5_VLWith3D', 'Qwen3VLWith3D',
-           'small_config', 'add_lora', 'load_lora']
+           'small_config', 'add_lora', 'save_lora', 'load_lora']
 
 # %% ../nbs/66_vl.ipynb #91df80e0
 import json, warnings
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .core import InputError
+from .core import InputError, check_shape
 from .processor3d import Processor3D, check_codes, read_vl
 from .sequence3d import (Projector3D, codes_at, extract_3d_latent_and_indices, place_shapes, prepare_3d_sequence,
                               prepare_3d_sequence_batched, shape_rope, there)
@@ -123,7 +123,7 @@ class Qwen3VLWith3DBranch:
 
     def _where(self, input_ids, coords):
         "(B,L) bool: the placeholders, exactly as many as there are 3D tokens."
-        where, exist = input_ids == self.config.shape_config['token_id'], there(coords)
+        where, exist = input_ids == self.config.shape_config['token_id'], there(check_shape(coords, 'B N 3', 'shape_coords'))
         if len(where) != len(exist): raise InputError(f"shape_coords must have a row for each of {len(where)} prompts, got {len(exist)}")
         if not torch.equal(found := where.sum(1), came := exist.sum(1)):
             raise InputError(f"the prompts have {found.tolist()} placeholders for {came.tolist()} 3D tokens: "
@@ -240,16 +240,23 @@ def add_lora(
     return get_peft_model(model, LoraConfig(r=r, lora_alpha=alpha or 2 * r, lora_dropout=dropout, target_modules=layers,
                                             modules_to_save=['shape_proj']))
 
+def save_lora(
+    lora: PeftModel,
+    folder,
+):
+    "Adapters and projector alone; nobody is asked for the base."
+    lora.save_pretrained(folder, save_embedding_layers=False)
+
 def load_lora(
     model: Qwen3VLWith3DBranch,
-    folder,  # From `save_pretrained`
+    folder,  # From `save_lora`
 ) -> PeftModel:
     "The model with trained adapters; those of another base are refused."
     try:
         base = json.loads((Path(folder)/'adapter_config.json').read_text(encoding='utf-8'))['auto_mapping']['base_model_class']
         if base != type(model).__name__: raise ValueError(f"it was trained on {base}")
         with warnings.catch_warnings(action='ignore'): lora = PeftModel.from_pretrained(model, folder)     # of what is missing: it is said below
-        want, got = (set(weights) for weights in (get_peft_model_state_dict(lora), load_file(Path(folder)/'adapter_model.safetensors')))
+        want, got = map(set, (get_peft_model_state_dict(lora, save_embedding_layers=False), load_file(Path(folder)/'adapter_model.safetensors')))
         if want != got: raise ValueError(f"it has {len(got - want)} tensors that this base has no place for, and lacks {len(want - got)}")
         return lora
     except (OSError, ValueError, RuntimeError, KeyError) as e:

@@ -8,7 +8,7 @@ __all__ = ['FULL', 'disk_full', 'reason', 'serve', 'limits_memory', 'machine_mem
 # %% ../nbs/37_workers.ipynb #e40f6df8
 import errno, os, pickle, queue, subprocess, sys, tempfile, threading
 
-from .core import InputError, to_install
+from .core import InputError, out_of_memory, to_install
 
 # %% ../nbs/37_workers.ipynb #2259500f
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}   # the disk's fault, not the piece's
@@ -25,7 +25,7 @@ def reason(
     "One line that says why."
     said = ' '.join(str(e).split())
     if isinstance(e, InputError): return said
-    if isinstance(e, MemoryError) or "can't allocate memory" in said: return "out of memory: give --memory more, or take fewer --workers"
+    if out_of_memory(e): return "out of memory: give --memory more, or take fewer --workers"
     return f"{type(e).__name__}: {said}"
 
 def serve(
