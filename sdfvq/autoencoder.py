@@ -211,16 +211,17 @@ class SparseSDFDecoder(_Half):
 
     def follow(self,
         x: SparseTensor,              # Latents (M,embed_dim)
-        near: list,                   # What grows in any case at each step: `ancestors` of the voxels near the surface
+        grids: list,                  # What exists after each step: `ancestors` of the input
+        near: list,                   # (P,) bool each: those of its voxels that are near the surface, and grow in any case
         factor: float | None = None,  # Scales the coordinates of the position embedding
-    ) -> tuple:                       # (N,1) SDF; what each head says, (V,8) at the scale it grows from
-        "SDF where the heads find it likely that voxels are, and near the surface; the heads' logits: what training compares."
-        x, logits = self.mix(self._cast(x), factor), []
-        for head, block, sure in zip(self.heads, self.upsample, near):
-            coarse = x
-            logits.append(head(x))
-            x = _run(block, self.use_checkpoint, x, child_targets(x, sure) | (logits[-1].feats > LIKELY))
-        return self._sdf(x), [*logits, self.heads[-1](coarse)]
+    ) -> tuple:                       # (N,1) SDF; for each head its logits (V,8) at the scale it grows from, and the children (V,8) bool that it should want
+        "SDF where the heads find it likely that voxels are, and near the surface; what the heads say, and should say: what training compares."
+        x, said = self.mix(self._cast(x), factor), []
+        for head, block, grid, part in zip(self.heads, self.upsample, grids, near):
+            coarse, (exist, sure) = x, child_targets(x, grid, part)
+            said.append((head(x), exist))
+            x = _run(block, self.use_checkpoint, x, sure | (said[-1][0].feats > LIKELY))
+        return self._sdf(x), [*said, (self.heads[-1](coarse), sure)]
 
     def _grow(self, x, prune, shell, box=None):
         for i, (block, halo) in enumerate(zip(self.upsample, halos(len(self.upsample))[1:]), 1):

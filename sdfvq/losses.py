@@ -104,12 +104,12 @@ def sharp_voxels(
 
 # %% ../nbs/33_losses.ipynb #1b3e3292
 def prune_loss(
-    heads: list, # of (logits (V,8), corner 4dx + 2dy + dz; the grid one scale finer that should exist): two SparseTensors each
+    heads: list, # of (SparseTensor of logits (V,8), corner 4dx + 2dy + dz; (V,8) bool: the children that should exist)
 ) -> Tensor:
     "Binary cross entropy of the children's logits: the mean over each head, then over the heads, so that every head learns as fast."
-    def loss(logits, finer):
+    def loss(logits, exist):
         x = widened(logits.feats)
-        return F.binary_cross_entropy_with_logits(x, child_targets(logits, finer).to(x.dtype), reduction='sum') / joint_count(x.numel(), x)
+        return F.binary_cross_entropy_with_logits(x, exist.to(x.dtype), reduction='sum') / joint_count(x.numel(), x)
     return sum(loss(*head) for head in heads) / len(heads)
 
 # %% ../nbs/33_losses.ipynb #6de0ebf6
@@ -153,9 +153,9 @@ class VQVAELoss:
             extra, goal = extra_targets(recon, rows, want, batch, self.extra_side)
             parts['extra'] = compare(recon.feats.index_select(0, extra), goal)
         if self.weights['sharp']:
-            sharp = sharp_voxels(target, self.sharp_angle)[at]
-            parts['sharp'] = compare(got[sharp], want[sharp])
+            sharp = sharp_voxels(target, self.sharp_angle)[at].nonzero()[:, 0]
+            parts['sharp'] = compare(got.index_select(0, sharp), want.index_select(0, sharp))
         logits = out.get('child_logits', [])
-        heads = out.get('pruning') or [*zip(logits, ancestors(target, len(logits)))]   # one for each step, if the model does not say more
+        heads = out.get('pruning') or [(l, child_targets(l, g)) for l, g in zip(logits, ancestors(target, len(logits)))]   # one a step, if the model does not say more
         if self.weights['prune'] and heads: parts['prune'] = prune_loss(heads)
         return parts

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SparseTensor', 'sparse_cat', 'sparse_unbind', 'batch_tensor', 'to_dense', 'from_dense', 'pool', 'child_mask', 'prune',
-           'subdivide', 'upsample', 'ancestors', 'child_targets', 'align']
+           'subdivide', 'upsample', 'ancestors', 'child_targets', 'parents_of', 'align']
 
 # %% ../nbs/20_sparse.ipynb #ab676f9e
 import weakref
@@ -247,7 +247,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad): return _Spread.apply(grad, ctx.links), None
 
-def _corner(coords): return (coords[:, 1] & 1) << 2 | (coords[:, 2] & 1) << 1 | coords[:, 3] & 1
+def _corner(x): return x.cached('corner', lambda: (x.coords[:, 1] & 1) << 2 | (x.coords[:, 2] & 1) << 1 | x.coords[:, 3] & 1)
 def _halved(coords): return torch.cat([coords[:, :1], coords[:, 1:] >> 1], 1)               # >> is floor, also below zero
 
 # %% ../nbs/20_sparse.ipynb #dfe74ef2
@@ -265,7 +265,7 @@ def child_mask(
 ) -> Tensor:          # (M,8) bool, corner 4dx + 2dy + dz
     "Which of the 8 children of each voxel of `pool(x)` are voxels of `x`: what `subdivide` needs to come back to them."
     coords, links, _ = _coarser(x)
-    code = 8 * links.parent.long() + _corner(x.coords)
+    code = 8 * links.parent.long() + _corner(x)
     return torch.zeros(8 * len(coords), dtype=torch.bool, device=x.device).index_fill_(0, code, True).view(-1, 8)
 
 def _coarser(x):
@@ -294,7 +294,7 @@ def _pooled(x):
     coords = _take(table, (at >> 4).int())
     coords[:, 3] = coords[:, 3] * 16 + (at & 15)
     parent = there.cumsum(0).index_select(0, place) - 1
-    return coords, _Links.of(8 * parent + _corner(x.coords), len(coords))
+    return coords, _Links.of(8 * parent + _corner(x), len(coords))
 
 # %% ../nbs/20_sparse.ipynb #f04183be
 def prune(
@@ -366,7 +366,7 @@ def upsample(
     if cache is not x.cache:
         parent = join(_halved(like.coords), x.coords)
         _refuse(like.coords, parent < 0, 'this voxel of `like` lies in no voxel of `x`')
-        links = _Links.of(8 * parent.long() + _corner(like.coords), len(x))
+        links = _Links.of(8 * parent.long() + _corner(like), len(x))
     return like.replace(_Spread.apply(x.feats, links))
 
 # %% ../nbs/20_sparse.ipynb #ebf4b834
@@ -383,13 +383,27 @@ def ancestors(
 
 def child_targets(
     x: SparseTensor,      # N voxels
-    finer: SparseTensor,  # One scale finer, anywhere
-) -> Tensor:              # (N,8) bool, corner 4dx + 2dy + dz
+    finer: SparseTensor,  # P voxels one scale finer, anywhere
+    part: Tensor = None,  # (P,) bool: some of them
+) -> Tensor:              # (N,8) bool, corner 4dx + 2dy + dz; with `part` two, of all and of these
     "Which of the 8 children of each voxel of `x` are voxels of `finer`."
     coarse, links, _ = _coarser(finer)                                                       # a quarter as many to look for
     parent = join(coarse, x.coords).index_select(0, links.parent).long()
-    code = (8 * parent + _corner(finer.coords)).where(parent >= 0, 8 * len(x))               # none is a place of its own: no GPU is waited for
-    return torch.zeros(8 * len(x) + 1, dtype=torch.bool, device=x.device).index_fill_(0, code, True)[:-1].view(-1, 8)
+    code = (8 * parent + _corner(finer)).where(parent >= 0, 8 * len(x))
+    found = _marked(code, 8 * len(x)).view(-1, 8)
+    return found if part is None else (found, _marked(code.where(part, 8 * len(x)), 8 * len(x)).view(-1, 8))
+
+def parents_of(
+    x: SparseTensor,
+    part: Tensor,     # (N,) bool: some of its voxels
+) -> Tensor:          # (M,) bool
+    "Which voxels of the grid above have a child among these."
+    coords, links, _ = _coarser(x)
+    return _marked(links.parent.long().where(part, len(coords)), len(coords))
+
+def _marked(places, size):
+    "(size,) bool: which are among `places`; to choose some of those beforehand would wait for the GPU, so others are `size`."
+    return torch.zeros(size + 1, dtype=torch.bool, device=places.device).index_fill_(0, places, True)[:-1]
 
 # %% ../nbs/20_sparse.ipynb #25cdfaeb
 def align(

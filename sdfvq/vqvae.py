@@ -18,7 +18,7 @@ from .autoencoder import LIKELY, SHELL, SparseSDFDecoder, SparseSDFEncoder, VQVA
 from .conv import SparseGroupNorm
 from .core import InputError, check_shape
 from .quantize import make_quantizer
-from .sparse import SparseTensor, ancestors, batch_tensor, child_targets, prune as cut
+from .sparse import SparseTensor, ancestors, batch_tensor, parents_of
 from .weights import check_names, fingerprint, load_weights, read_model, read_weights, under, write_model
 
 # %% ../nbs/31_vqvae.ipynb #b39fcf18
@@ -41,8 +41,8 @@ class SparseSDFVQVAE(nn.Module):
         "recon, quantized (SparseTensors), indices (M,L), child_logits, codebook and commitment losses; where there are heads `pruning`, and `input`, the batch as one tensor."
         x, factor, near, steps = self.tensor(batch), batch.get('factor'), None, len(self.decoder.upsample)
         if decode and self.config.prune:
-            near = ancestors(cut(x, x.feats[:, 0].abs() * self.config.band <= SHELL), steps)
-            wanted = [*ancestors(x, steps), near[-1]]
+            grids, near = ancestors(x, steps), [x.feats[:, 0].abs() * self.config.band <= SHELL]
+            for grid in grids[:0:-1]: near.insert(0, parents_of(grid, near[0]))
         q, ids, losses = self.latents(x, factor), None, {}
         kept = dict(input=x) if near else {}
         del x   # without heads the decoder has no use for the fine grids and their maps
@@ -50,8 +50,8 @@ class SparseSDFVQVAE(nn.Module):
         out = dict(quantized=q, indices=ids, **losses)
         if not decode: return out
         if near is None: return dict(recon=self.decoder(q, factor), child_logits=[], **out)
-        recon, logits = self.decoder.follow(q, near, factor)
-        return dict(recon=recon, child_logits=logits[:-1], pruning=[*zip(logits, wanted)], **kept, **out)
+        recon, said = self.decoder.follow(q, grids, near, factor)
+        return dict(recon=recon, child_logits=[logits for logits, _ in said[:-1]], pruning=said, **kept, **out)
 
     def tensor(self, batch: dict) -> SparseTensor:
         "The batch on the model's device, in its dtype."
@@ -146,8 +146,7 @@ class SparseSDFVQVAE(nn.Module):
         found, training = [[] for _ in self.decoder.heads], self.training
         self.eval()
         for batch in batches:
-            for true, (logits, grid) in zip(found, self(batch, quantize)['pruning']):
-                true.append(logits.feats[child_targets(logits, grid)].float())
+            for true, (logits, exist) in zip(found, self(batch, quantize)['pruning']): true.append(logits.feats[exist].float())
         self.train(training)
         if not all(sum(map(len, true)) for true in found): raise InputError("calibrate_heads needs batches with voxels near the surface")
         lowest = [(t := torch.cat(true)).kthvalue(1 + int((1 - keep) * (len(t) - 1))).values for true in found]
