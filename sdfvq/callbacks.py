@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Clock', 'Rounds', 'rate', 'Schedule', 'Precision', 'Accumulate', 'JointGradients', 'WeightAverage', 'Revival',
-           'NaNGuard', 'StepProgress']
+           'NaNGuard', 'StepProgress', 'turned', 'Turns']
 
 # %% ../nbs/45_callbacks.ipynb #ed87a53c
 from .core import require
@@ -14,6 +14,7 @@ require('train', 'fastai')   # before the imports below would only say that ther
 # %% ../nbs/45_callbacks.ipynb #af8d5d57
 import math, time
 
+import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
@@ -181,3 +182,24 @@ class StepProgress(Callback):
     def after_batch(self):
         if self.training: self.bar.update(self.task, completed=self.clock.share, step=self.clock.step, loss=f'{float(self.smooth_loss):.4f}')
     def after_fit(self): self.bar.stop()
+
+# %% ../nbs/45_callbacks.ipynb #7a11c0d1
+def turned(
+    batch: dict,              # From `collate`
+    edge: int,                # Of the voxel grid
+    rng: np.random.Generator,
+) -> dict:
+    "The batch with each shape turned or mirrored, or left, at random; its rows are then in another order."
+    device = batch['sparse_index'].device
+    order, flip = rng.permuted(np.tile(np.arange(3), (batch['batch_size'], 1)), axis=1), rng.random((batch['batch_size'], 3)) < .5
+    order, flip = (torch.from_numpy(a).to(device, non_blocking=True) for a in (order, flip))
+    def turn(index, item): return torch.where(flip[item], edge - 1 - index, index).gather(1, order[item])
+    return batch | {index: turn(batch[index], batch[item].long()) for index, item in (('sparse_index', 'batch_idx'), ('extra_index', 'extra_batch_idx')) if index in batch}
+
+class Turns(Callback):
+    "Shows each shape turned at random, in a way that only the seed, the step and the process decide."
+    order, run_valid = Schedule.order + 1, False
+    def __init__(self, edge: int, seed: int = 0): self.edge, self.seed = edge, seed   # edge: of the voxel grid
+    def before_batch(self):
+        batch = turned(self.xb[0], self.edge, np.random.default_rng([self.seed, self.clock.before, self.clock.batches, processes()[0]]))
+        self.learn.xb, self.learn.yb = (batch, *self.xb[1:]), (batch,)
