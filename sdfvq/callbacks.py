@@ -22,7 +22,7 @@ from fastai.callback.training import GradientClip
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from .quantizer import as_first, joint, processes
+from .quantizer import joint, processes
 
 # %% ../nbs/45_callbacks.ipynb #467cafa8
 class Clock(Callback):
@@ -31,7 +31,7 @@ class Clock(Callback):
     def __init__(self, steps: int, seconds: float = None, split: int = 1, before: int = 0):
         self.steps, self.seconds, self.split, self.before = steps, seconds, split, before   # before: steps of earlier stages
         self.step = self.batches = 0
-        self.elapsed, self.stop = 0., False                                                 # stop: someone asked to
+        self.elapsed, self.asked, self.stop = 0., False, False                              # asked: of this process, at any moment; stop: all have agreed to
 
     def before_fit(self): self.begin = time.monotonic() - self.elapsed
 
@@ -39,10 +39,14 @@ class Clock(Callback):
         self.batches += 1
         if self.batches % self.split: return
         self.step += 1
-        now = torch.tensor([time.monotonic() - self.begin, self.stop], dtype=torch.float64)   # on the CPU: no process waits for its GPU
-        as_first(now)
-        self.elapsed, self.stop = float(now[0]), bool(now[1])
+        self.agree()
         self.learn.train_iter = self.total
+
+    def agree(self):
+        "The first process's time, and a stop if any was asked to: between two calls nothing that all decide by changes."
+        now = torch.tensor([time.monotonic() - self.begin if not processes()[0] else 0., self.asked], dtype=torch.float64)   # on the CPU: no process waits for its GPU
+        self.elapsed, stop = joint(now).tolist()
+        self.stop = stop > 0
 
     @property
     def total(self): return self.before + self.step

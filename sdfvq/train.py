@@ -149,7 +149,9 @@ def fit_to_end(
     "`InputError` where it failed, `Stopped` where someone asked for it before the end."
     clock, learn.stream = learn.clock, endless(learn.dls.train)
     try:
-        with learn.no_bar(), learn.no_logging(), stop_on_sigterm(clock): learn.fit(10**9)
+        with learn.no_bar(), learn.no_logging(), stop_on_sigterm(clock):
+            learn.fit(10**9)
+            if not learn.failed and not clock.stop: clock.agree()      # whether it was asked for in the last validation
     finally: learn.stream.close()
     if learn.failed: raise InputError(f"{learn.failed}. {folder.path} keeps the last good checkpoint")
     if clock.stop and clock.share < 1: raise Stopped(f"{name} stopped at step {clock.total}".strip())
@@ -160,11 +162,12 @@ def endless(loader):
 
 @contextmanager
 def stop_on_sigterm(clock: Clock):
-    "Within: SIGTERM asks the clock to stop."
-    def ask(*_): clock.stop = True
+    "Within: SIGTERM asks the clock to stop; one that came after its last step comes again."
+    def ask(*_): clock.asked = True
     old = signal.signal(signal.SIGTERM, ask)
     try: yield
     finally: signal.signal(signal.SIGTERM, old)
+    if clock.asked and not clock.stop: signal.raise_signal(signal.SIGTERM)
 
 # %% ../nbs/48_train.ipynb #bfa6a4c6
 def fit_stages(
