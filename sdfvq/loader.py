@@ -110,6 +110,10 @@ class Resumable:
         yield from self.rest()
         self.epoch, self.step = self.epoch + 1, 0
 
+    def leave(self):
+        "The epoch that was under way is over; the next batch is the first of one, as after a state that stood here."
+        self.epoch, self.step, self._from = self.epoch + self.step // len(self), 0, 0
+
     def one_batch(self): return next(iter(self))
 
     def to(self, device):

@@ -152,7 +152,7 @@ def fit_to_end(
         with learn.no_bar(), learn.no_logging(), stop_on_sigterm(clock):
             learn.fit(10**9)
             if not learn.failed and not clock.stop: clock.agree()      # whether it was asked for in the last validation
-    finally: learn.stream.close()
+    finally: learn.stream.close(); learn.dls.train.leave()           # the next stage begins an epoch, also where this one was over when it was resumed
     if learn.failed: raise InputError(f"{learn.failed}. {folder.path} keeps the last good checkpoint")
     if clock.stop and clock.share < 1: raise Stopped(f"{name} stopped at step {clock.total}".strip())
 

@@ -83,6 +83,20 @@ def test_killed_and_resumed(folder):
     assert code == 0, out
     same_run(folder/'whole', run)
 
+@pytest.mark.parametrize('where, stage', [('train.end_stage', 0), ('learner.ShapeLearner._do_epoch', 1)])
+def test_killed_between_stages(folder, where, stage):
+    "After a stage's last checkpoint, and after the next one's first: the same bits as without."
+    run = folder/where
+    ahead = ("import os, sdfvq.train as train, sdfvq.learner as learner\n"
+             f"real = {where}\n"
+             f"def die(learn, *args): os._exit(9) if learn.stage_freeze.stage == {stage} else real(learn, *args)\n"
+             f"{where} = die\n")
+    assert finish(start(folder, run, '--config', 'c.yaml', ahead=ahead))[1] == 9
+    assert [x.name for x in sorted((run/'ckpts').iterdir())] == ['step0000012.pt', 'step0000014.pt']
+    out, code = finish(start(folder, run, '--resume'))
+    assert code == 0, out
+    same_run(folder/'whole', run)
+
 def test_stopped_and_resumed(folder):
     "SIGTERM: saved at the very step, code 143; with the newest checkpoint spoiled the one before it serves, and says so."
     run = folder/'stopped'
