@@ -6,7 +6,7 @@
 __all__ = ['collate', 'narrow', 'widen', 'EqualBatches', 'Resumable', 'Skipped', 'ShapeLoader', 'in_order']
 
 # %% ../nbs/36_loader.ipynb #177084a0
-import heapq, os, time, zlib
+import heapq, os, signal, threading, time, zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -177,7 +177,7 @@ class ShapeLoader(Resumable):
         if self.step >= len(self): return
         if self.reader is None:      # with a generator of its own: the global one must not know of it
             self.reader = torch.utils.data.DataLoader(_Drawn(self.dataset), batch_sampler=_Ahead(self), num_workers=self.num_workers, collate_fn=_joined, generator=torch.Generator(),
-                                                      pin_memory=torch.cuda.is_available(), persistent_workers=self.num_workers > 0)
+                                                      pin_memory=torch.cuda.is_available(), persistent_workers=self.num_workers > 0, worker_init_fn=_heed_parent)
         yield from self.reader
 
     def close(self):
@@ -238,4 +238,15 @@ class _Work(torch.utils.data.Dataset):
 
 def _same(x): return x
 
-def _quiet(worker): os.environ['TOKENIZERS_PARALLELISM'] = 'false'   # threads do not survive a fork
+def _quiet(worker):
+    os.environ['TOKENIZERS_PARALLELISM'] = 'false'                   # threads do not survive a fork
+    _heed_parent(worker)
+
+def _heed_parent(worker):
+    "Of SIGTERM to the whole group, what follows is the parent's to say: only its own ends the worker. Where the sender is not told (macOS, Windows), any does."
+    if not hasattr(signal, 'sigwaitinfo'): return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    def wait():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid(): pass
+        os._exit(0)
+    threading.Thread(target=wait, daemon=True).start()

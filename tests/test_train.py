@@ -25,9 +25,9 @@ def folder(tmp_path_factory):
     return d
 
 def start(d, run, *args, ahead=''):
-    "A training with one thread; `ahead` is Python that runs before it."
+    "A training with one thread, head of its process group; `ahead` is Python that runs before it."
     return subprocess.Popen([sys.executable, '-c', f'{ahead}\nfrom sdfvq.cli import main; main()', 'train', 'data', '-o', run, '--device', 'cpu', *args], cwd=d,
-                            env=dict(os.environ, OMP_NUM_THREADS='1', COLUMNS='200'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8')
+                            env=dict(os.environ, OMP_NUM_THREADS='1', COLUMNS='200'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8', start_new_session=True)
 
 def finish(p):
     out = p.communicate(timeout=300)[0]
@@ -98,11 +98,11 @@ def test_killed_between_stages(folder, where, stage):
     same_run(folder/'whole', run)
 
 def test_stopped_and_resumed(folder):
-    "SIGTERM: saved at the very step, code 143; with the newest checkpoint spoiled the one before it serves, and says so."
+    "SIGTERM, to its workers too: saved at the very step, code 143; with the newest checkpoint spoiled the one before it serves, and says so."
     run = folder/'stopped'
     p = start(folder, run, '--config', 'c.yaml')
     wait_for(lambda: (run/'ckpts'/'step0000012.pt').exists(), p)
-    p.terminate()
+    os.killpg(p.pid, signal.SIGTERM)
     out, code = finish(p)
     assert code == 143 and 'go on with --resume' in out, out
     newest = max((run/'ckpts').iterdir())
