@@ -159,10 +159,11 @@ class ShapeLoader(Resumable):
         for batch, skipped in self._ahead():
             self.skipped.update({s.name: s.reason for s in skipped})
             self.step += 1
+            if batch is None and self.batches.world > 1: batch = self._stand_in()
             if batch is None:
                 lost += skipped
                 if self.batches.world == 1: continue
-                break                                            # the other processes have a batch, and would wait for this one
+                break                                            # the other processes may have a batch, and would wait for this one
             batch = widen(batch, self.device) | {k: batch[k] for k in batch.keys() & {'caption'}}
             given = time.perf_counter()
             self._seen += batch['batch_size'], len(batch['batch_idx']), given - asked, 0
@@ -171,6 +172,11 @@ class ShapeLoader(Resumable):
             self._seen[3] += asked - given
         if lost and (self.batches.world > 1 or not self._seen[0]):
             raise InputError(f"no shape of a batch can be used: {'; '.join(s.reason for s in lost[:3])}{' …' if len(lost) > 3 else ''}")
+
+    def _stand_in(self):
+        "The smallest shape that can be used, as a batch; None where there is none."
+        drawn = ((int(i), self.epoch) for i in np.argsort(self.batches.counts, kind='stable'))
+        return next((_joined([s])[0] for i in drawn if not isinstance(s := self.dataset[i], Skipped)), None)
 
     def _ahead(self):
         "At least one step, for a state that stood at an epoch's end."
