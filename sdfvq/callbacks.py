@@ -166,11 +166,11 @@ class NaNGuard(Callback):
         if grads and not bool(torch.stack(torch._foreach_norm(grads)).isfinite().all()): self.end('gradient')
     def end(self, what):
         batch = self.xb[0]
-        bad = batch['batch_idx'][~batch['sparse_sdf'].view(-1).isfinite()].unique()
+        bad = batch['batch_idx'][~(batch['sparse_sdf'].view(-1).abs() <= 1.001)].unique()      # NaN, too; halves round
         names = [self.dl.dataset.name(i) for i in batch['item'][bad if len(bad) else slice(None)].tolist()]
         self.learn.failed = (f"the {what} is not finite at step {self.clock.total + 1}: "
-                             + (f"there are NaN or Inf in {', '.join(names)}; leave it out, or prepare it again" if len(bad) else
-                                f"the batch was {', '.join(names)}; lower the rate (--lr), or leave them out"))
+                             + (f"there are NaN or values outside [-1, 1] in {', '.join(names)}; prepare it again and go on with --resume, or leave it out in another run (-o)"
+                                if len(bad) else f"the batch was {', '.join(names)}; lower the rate (--lr), or leave them out, in another run (-o)"))
         raise CancelFitException
 
 # %% ../nbs/45_callbacks.ipynb #7c7c931c
