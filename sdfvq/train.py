@@ -284,7 +284,8 @@ def same_config(
     old: dict,           # config.json
     new: TrainConfig,
 ):
-    "`InputError` where a run shall go on with other settings than it began with."
+    "`InputError` where a run shall go on with other settings than it began with; how many processes read changes no result."
     new = json.loads(json.dumps(new.to_dict()))
-    other = [f'{s}.{k}: {old[s].get(k)!r}, now {v!r}' for s in new for k, v in new[s].items() if old.get(s, {}).get(k) != v]
+    other = [f'{s}.{k}: {old[s].get(k)!r}, now {v!r}' for s in new for k, v in new[s].items()
+             if k != 'num_workers' and old.get(s, {}).get(k) != v]
     if other: raise InputError(f"the run began with other settings ({'; '.join(other)}): leave them as they were, or begin another with -o and --init")

@@ -65,16 +65,16 @@ def same(a, b, where):
     else: assert a == b, where
 
 def test_killed_and_resumed(folder):
-    "In the middle of an epoch of stage 0, of a round of stage 2, and after the last step: the same bits as without."
+    "In the middle of an epoch of stage 0, of a round of stage 2, and after the last step, with other numbers of workers: the same bits as without."
     run = folder/'killed'
     p = start(folder, run, '--config', 'c.yaml')
-    for step, at_least in (('step0000009.pt', 5), ('step0000026.pt', 15)):
+    for step, at_least, workers in (('step0000009.pt', 5, '2'), ('step0000026.pt', 15, '0')):
         wait_for(lambda: (run/'ckpts'/step).exists(), p)
         p.send_signal(signal.SIGKILL); p.wait(); p.stdout.close()
         assert len(log(run)) >= at_least // 4
         (run/'ckpts'/'.step0000099-half.pt').write_bytes(b'half')
         with open(run/'log.csv', 'a', encoding='utf-8') as f: f.write('0,0.')       # a line that was cut
-        p = start(folder, run, '--resume')
+        p = start(folder, run, '--resume', '--workers', workers)
     out, code = finish(p)
     assert code == 0, out
     same_run(folder/'whole', run)
