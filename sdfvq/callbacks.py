@@ -23,7 +23,7 @@ from fastai.callback.training import GradientClip
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from .quantizer import as_first, joint, processes
+from .quantizer import joint, processes
 
 # %% ../nbs/45_callbacks.ipynb #467cafa8
 class Clock(Callback):
@@ -32,7 +32,7 @@ class Clock(Callback):
     def __init__(self, steps: int, seconds: float = None, split: int = 1, before: int = 0):
         self.steps, self.seconds, self.split, self.before = steps, seconds, split, before   # before: steps of earlier stages
         self.step = self.batches = 0
-        self.elapsed, self.stop = 0., False                                                 # stop: someone asked to
+        self.elapsed, self.asked, self.stop = 0., False, False                              # asked: of this process, at any moment; stop: all have agreed to
 
     def before_fit(self): self.begin = time.monotonic() - self.elapsed
 
@@ -40,10 +40,14 @@ class Clock(Callback):
         self.batches += 1
         if self.batches % self.split: return
         self.step += 1
-        now = torch.tensor([time.monotonic() - self.begin, self.stop], dtype=torch.float64)   # on the CPU: no process waits for its GPU
-        as_first(now)
-        self.elapsed, self.stop = float(now[0]), bool(now[1])
+        self.agree()
         self.learn.train_iter = self.total
+
+    def agree(self):
+        "The first process's time, and a stop if any was asked to: between two calls nothing that all decide by changes."
+        now = torch.tensor([time.monotonic() - self.begin if not processes()[0] else 0., self.asked], dtype=torch.float64)   # on the CPU: no process waits for its GPU
+        self.elapsed, stop = joint(now).tolist()
+        self.stop = stop > 0
 
     @property
     def total(self): return self.before + self.step
@@ -163,11 +167,11 @@ class NaNGuard(Callback):
         if grads and not bool(torch.stack(torch._foreach_norm(grads)).isfinite().all()): self.end('gradient')
     def end(self, what):
         batch = self.xb[0]
-        bad = batch['batch_idx'][~batch['sparse_sdf'].view(-1).isfinite()].unique()
+        bad = batch['batch_idx'][~(batch['sparse_sdf'].view(-1).abs() <= 1.001)].unique()      # NaN, too; halves round
         names = [self.dl.dataset.name(i) for i in batch['item'][bad if len(bad) else slice(None)].tolist()]
         self.learn.failed = (f"the {what} is not finite at step {self.clock.total + 1}: "
-                             + (f"there are NaN or Inf in {', '.join(names)}; leave it out, or prepare it again" if len(bad) else
-                                f"the batch was {', '.join(names)}; lower the rate (--lr), or leave them out"))
+                             + (f"there are NaN or values outside [-1, 1] in {', '.join(names)}; prepare it again and go on with --resume, or leave it out in another run (-o)"
+                                if len(bad) else f"the batch was {', '.join(names)}; lower the rate (--lr), or leave them out, in another run (-o)"))
         raise CancelFitException
 
 # %% ../nbs/45_callbacks.ipynb #7c7c931c
@@ -182,6 +186,7 @@ class StepProgress(Callback):
     def after_batch(self):
         if self.training: self.bar.update(self.task, completed=self.clock.share, step=self.clock.step, loss=f'{float(self.smooth_loss):.4f}')
     def after_fit(self): self.bar.stop()
+
 
 # %% ../nbs/45_callbacks.ipynb #7a11c0d1
 def turned(

@@ -67,6 +67,7 @@ class CodebookStart(Callback):
             found.append(self.model.encode_continuous(batch).feats.float().view(-1, c.code_dim))
             n += len(found[-1])
             if n >= self.vectors_per_code * c.num_embeddings: break
+        self.dls.train.leave()                                   # a checkpoint of here is of the first batch, not of the last one looked at
         self.model.quantizer.start(torch.cat(found))
 
 # %% ../nbs/42_learner.ipynb #7818233c

@@ -6,7 +6,7 @@
 __all__ = ['collate', 'narrow', 'widen', 'EqualBatches', 'Resumable', 'Skipped', 'ShapeLoader', 'in_order']
 
 # %% ../nbs/36_loader.ipynb #177084a0
-import heapq, os, time, zlib
+import heapq, os, signal, threading, time, zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,6 +110,10 @@ class Resumable:
         yield from self.rest()
         self.epoch, self.step = self.epoch + 1, 0
 
+    def leave(self):
+        "The epoch that was under way is over; the next batch is the first of one, as after a state that stood here."
+        self.epoch, self.step, self._from = self.epoch + self.step // len(self), 0, 0
+
     def one_batch(self): return next(iter(self))
 
     def to(self, device):
@@ -155,10 +159,11 @@ class ShapeLoader(Resumable):
         for batch, skipped in self._ahead():
             self.skipped.update({s.name: s.reason for s in skipped})
             self.step += 1
+            if batch is None and self.batches.world > 1: batch = self._stand_in()
             if batch is None:
                 lost += skipped
                 if self.batches.world == 1: continue
-                break                                            # the other processes have a batch, and would wait for this one
+                break                                            # the other processes may have a batch, and would wait for this one
             batch = widen(batch, self.device) | {k: batch[k] for k in batch.keys() & {'caption'}}
             given = time.perf_counter()
             self._seen += batch['batch_size'], len(batch['batch_idx']), given - asked, 0
@@ -168,12 +173,17 @@ class ShapeLoader(Resumable):
         if lost and (self.batches.world > 1 or not self._seen[0]):
             raise InputError(f"no shape of a batch can be used: {'; '.join(s.reason for s in lost[:3])}{' …' if len(lost) > 3 else ''}")
 
+    def _stand_in(self):
+        "The smallest shape that can be used, as a batch; None where there is none."
+        drawn = ((int(i), self.epoch) for i in np.argsort(self.batches.counts, kind='stable'))
+        return next((_joined([s])[0] for i in drawn if not isinstance(s := self.dataset[i], Skipped)), None)
+
     def _ahead(self):
         "At least one step, for a state that stood at an epoch's end."
         if self.step >= len(self): return
         if self.reader is None:      # with a generator of its own: the global one must not know of it
             self.reader = torch.utils.data.DataLoader(_Drawn(self.dataset), batch_sampler=_Ahead(self), num_workers=self.num_workers, collate_fn=_joined, generator=torch.Generator(),
-                                                      pin_memory=torch.cuda.is_available(), persistent_workers=self.num_workers > 0)
+                                                      pin_memory=torch.cuda.is_available(), persistent_workers=self.num_workers > 0, worker_init_fn=_heed_parent)
         yield from self.reader
 
     def close(self):
@@ -234,4 +244,15 @@ class _Work(torch.utils.data.Dataset):
 
 def _same(x): return x
 
-def _quiet(worker): os.environ['TOKENIZERS_PARALLELISM'] = 'false'   # threads do not survive a fork
+def _quiet(worker):
+    os.environ['TOKENIZERS_PARALLELISM'] = 'false'                   # threads do not survive a fork
+    _heed_parent(worker)
+
+def _heed_parent(worker):
+    "Of SIGTERM to the whole group, what follows is the parent's to say: only its own ends the worker. Where the sender is not told (macOS, Windows), any does."
+    if not hasattr(signal, 'sigwaitinfo'): return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    def wait():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid(): pass
+        os._exit(0)
+    threading.Thread(target=wait, daemon=True).start()

@@ -14,6 +14,7 @@ require('train', 'fastai')   # before the imports below would only say that ther
 # %% ../nbs/47_runs.ipynb #bb67e7ff
 import io, json, os, random, shutil, warnings, zipfile
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from fastai.callback.progress import CSVLogger
 from .callbacks import Rounds, WeightAverage
 from .quantizer import processes
 from .core import InputError, atomic_write
-from .loader import collate
+from .loader import Skipped, collate
 from .mesh import save_mesh
 from .view import picture
 from .voxelize import SparseSDF, march
@@ -222,7 +223,7 @@ def reconstruct(
     return replace(sdf, coords=out.coords[:, 1:].cpu().numpy(), sdf=out.feats[:, 0].float().cpu().numpy(), sign='decoded')
 
 class Samples(Callback):
-    "Input and reconstruction of the first validation shapes as PNG and GLB in samples/step*/, at the end of rounds."
+    "Input and reconstruction of the first validation shapes that can be used, as PNG and GLB in samples/step*/, at the end of rounds."
     order = WeightAverage.order - 1
     def __init__(self, folder: RunFolder, every: int, n: int, quantize: bool):
         self.folder, self.every, self.n, self.quantize = folder, every, n, quantize
@@ -234,7 +235,9 @@ class Samples(Callback):
         out = self.folder.path/'samples'/f'step{self.clock.total:07d}'
         half = out.with_name('.' + out.name)
         half.mkdir(parents=True, exist_ok=True)
-        for i in range(min(self.n, len(self.dls.valid.dataset))): write_sample(self.model, self.dls.valid.dataset[i], self.quantize, half/str(i))
+        shapes = self.dls.valid.dataset
+        good = ((i, s) for i in range(len(shapes)) if not isinstance(s := shapes[i], Skipped))
+        for i, sample in islice(good, self.n): write_sample(self.model, sample, self.quantize, half/str(i))
         if out.exists(): shutil.rmtree(out)
         half.rename(out)
 

@@ -68,6 +68,51 @@ def work(out):
     torch.save(found, Path(out)/f'{world}_{rank}.pt')
     if world > 1: dist.destroy_process_group()
 
+# Where SIGTERM comes, (rank, step, moment) each: before the clock, after it, after the checkpoint; the step at which all stop, of rounds of 4 and a stage of 6
+MOMENTS = [([(0, 3, 'early'), (1, 3, 'early')], 3), ([(1, 3, 'early')], 3), ([(0, 3, 'late')], 4), ([(1, 3, 'late')], 4), ([(0, 3, 'early'), (1, 3, 'last')], 3),
+           ([(0, 2, 'last'), (1, 3, 'early')], 3), ([(0, 4, 'late'), (1, 4, 'last')], 5), ([(1, 4, 'validate')], 5), ([(0, 6, 'late')], 6), ([(1, 6, 'validate')], 6)]
+
+def stop(out):
+    "Fits that SIGTERM stops at each of the moments: how they ended, to `out`/stop_{rank}.pt."
+    import signal
+    from datetime import timedelta
+    import torch.distributed as dist
+    from fastai.callback.core import Callback
+
+    from sdfvq.callbacks import Clock, JointGradients, Rounds
+    from sdfvq.data import ShapeDataset, shape_dataloaders, synth_shapes
+    from sdfvq.learner import vqvae_learner
+    from sdfvq.quantizer import processes
+    from sdfvq.runs import Checkpoints, RunFolder
+    from sdfvq.train import Stopped, fit_to_end
+    from sdfvq.vqvae import SparseSDFVQVAE, VQVAEConfig, preset
+
+    dist.init_process_group('gloo', timeout=timedelta(seconds=20))
+    (rank, world), shapes, found = processes(), synth_shapes(8, 16), []
+
+    class Term(Callback):
+        def __init__(self, step, moment): self.step, self.moment, self.order = step, moment, dict(early=-10, late=-8, last=98.5, validate=0)[moment]
+        def now(self, moment):
+            if moment == self.moment and self.clock.step + (moment == 'early') == self.step: signal.raise_signal(signal.SIGTERM)
+        def after_batch(self):
+            if self.training and self.moment != 'validate': self.now(self.moment)
+        def before_validate(self): self.now('validate')
+
+    for i, (moments, _) in enumerate(MOMENTS):
+        folder = RunFolder(Path(out)/str(i))
+        if not rank: folder.begin({})
+        dist.barrier()
+        torch.manual_seed(0)
+        model = SparseSDFVQVAE(VQVAEConfig(**{**vars(preset('tiny')), 'model_channels_encoder': 16, 'model_channels_decoder': 16, 'resolution': 4}))
+        dls = shape_dataloaders(ShapeDataset(shapes, 16), ShapeDataset(shapes[:1], 16), 2, rank=rank, world=world)
+        cbs = [Clock(6), Rounds(4), JointGradients(), Checkpoints(folder, 100, 0), *(Term(step, moment) for r, step, moment in moments if r == rank)]
+        learn, how = vqvae_learner(dls, model, 0, cbs=cbs), ''
+        try: fit_to_end(learn, folder)
+        except Stopped: how = 'Stopped'
+        found.append((learn.clock.step, learn.clock.stop, how))
+    torch.save(found, Path(out)/f'stop_{rank}.pt')
+    dist.destroy_process_group()
+
 def launch(*args, processes=2, cwd=None):
     "torchrun on this host's CPU; `processes` 1: plain Python."
     how = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes)] if processes > 1 else []
@@ -107,6 +152,14 @@ def test_ranks_are_bit_identical(runs, kind):
         assert a[part].keys() == b[part].keys() and all(torch.equal(a[part][k], b[part][k]) for k in a[part]), part
     assert a['losses'] == b['losses']
 
+def test_stopped_together(tmp_path):
+    "SIGTERM at any moment, to one or to both: both stop at the same step, none waits for the other, and the state is that of the step."
+    p = launch(__file__, tmp_path, 'stop')
+    assert p.returncode == 0, p.stdout + p.stderr
+    for i, (moments, step) in enumerate(MOMENTS):
+        assert {torch.load(tmp_path/f'stop_{r}.pt')[i] for r in (0, 1)} == {(step, True, 'Stopped' if step < 6 else '')}, moments
+        assert max((tmp_path/str(i)/'ckpts').iterdir()).name == f'step{step:07d}.pt', moments
+
 def test_command(tmp_path):
     "`sdfvq train` under torchrun: one run folder, resumed after its end is found done."
     from sdfvq.data import synth_shapes
@@ -122,4 +175,4 @@ def test_command(tmp_path):
     load_model(tmp_path/'run')
     assert len((tmp_path/'run'/'log.csv').read_text(encoding='utf-8').split()) == 1 + 6
 
-if __name__ == '__main__': work(sys.argv[1])
+if __name__ == '__main__': (stop if 'stop' in sys.argv[2:] else work)(sys.argv[1])

@@ -25,9 +25,9 @@ def folder(tmp_path_factory):
     return d
 
 def start(d, run, *args, ahead=''):
-    "A training with one thread; `ahead` is Python that runs before it."
+    "A training with one thread, head of its process group; `ahead` is Python that runs before it."
     return subprocess.Popen([sys.executable, '-c', f'{ahead}\nfrom sdfvq.cli import main; main()', 'train', 'data', '-o', run, '--device', 'cpu', *args], cwd=d,
-                            env=dict(os.environ, OMP_NUM_THREADS='1', COLUMNS='200'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8')
+                            env=dict(os.environ, OMP_NUM_THREADS='1', COLUMNS='200'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8', start_new_session=True)
 
 def finish(p):
     out = p.communicate(timeout=300)[0]
@@ -65,16 +65,16 @@ def same(a, b, where):
     else: assert a == b, where
 
 def test_killed_and_resumed(folder):
-    "In the middle of an epoch of stage 0, of a round of stage 2, and after the last step: the same bits as without."
+    "In the middle of an epoch of stage 0, of a round of stage 2, and after the last step, with other numbers of workers: the same bits as without."
     run = folder/'killed'
     p = start(folder, run, '--config', 'c.yaml')
-    for step, at_least in (('step0000009.pt', 5), ('step0000026.pt', 15)):
+    for step, at_least, workers in (('step0000009.pt', 5, '2'), ('step0000026.pt', 15, '0')):
         wait_for(lambda: (run/'ckpts'/step).exists(), p)
         p.send_signal(signal.SIGKILL); p.wait(); p.stdout.close()
         assert len(log(run)) >= at_least // 4
         (run/'ckpts'/'.step0000099-half.pt').write_bytes(b'half')
         with open(run/'log.csv', 'a', encoding='utf-8') as f: f.write('0,0.')       # a line that was cut
-        p = start(folder, run, '--resume')
+        p = start(folder, run, '--resume', '--workers', workers)
     out, code = finish(p)
     assert code == 0, out
     same_run(folder/'whole', run)
@@ -83,12 +83,26 @@ def test_killed_and_resumed(folder):
     assert code == 0, out
     same_run(folder/'whole', run)
 
+@pytest.mark.parametrize('where, stage', [('train.end_stage', 0), ('learner.ShapeLearner._do_epoch', 1)])
+def test_killed_between_stages(folder, where, stage):
+    "After a stage's last checkpoint, and after the next one's first: the same bits as without."
+    run = folder/where
+    ahead = ("import os, sdfvq.train as train, sdfvq.learner as learner\n"
+             f"real = {where}\n"
+             f"def die(learn, *args): os._exit(9) if learn.stage_freeze.stage == {stage} else real(learn, *args)\n"
+             f"{where} = die\n")
+    assert finish(start(folder, run, '--config', 'c.yaml', ahead=ahead))[1] == 9
+    assert [x.name for x in sorted((run/'ckpts').iterdir())] == ['step0000012.pt', 'step0000014.pt']
+    out, code = finish(start(folder, run, '--resume'))
+    assert code == 0, out
+    same_run(folder/'whole', run)
+
 def test_stopped_and_resumed(folder):
-    "SIGTERM: saved at the very step, code 143; with the newest checkpoint spoiled the one before it serves, and says so."
+    "SIGTERM, to its workers too: saved at the very step, code 143; with the newest checkpoint spoiled the one before it serves, and says so."
     run = folder/'stopped'
     p = start(folder, run, '--config', 'c.yaml')
     wait_for(lambda: (run/'ckpts'/'step0000012.pt').exists(), p)
-    p.terminate()
+    os.killpg(p.pid, signal.SIGTERM)
     out, code = finish(p)
     assert code == 143 and 'go on with --resume' in out, out
     newest = max((run/'ckpts').iterdir())
