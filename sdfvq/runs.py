@@ -72,16 +72,20 @@ class RunFolder:
         if overwrite:
             for p in map(self.path.joinpath, WRITTEN): shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
         if self.path.is_file(): raise InputError(f"run folder {self.path} is a file; choose another with -o")
-        if self.path.is_dir() and any(self.path.iterdir()):
-            raise InputError(f"run folder {self.path} is not empty: go on with --resume, or choose another with -o")
-        try: (self.path/'ckpts').mkdir(parents=True)
+        try:
+            if self.path.is_dir() and any(not p.match(HALF) and (not p.is_dir() or any(p.iterdir())) for p in self.path.iterdir()):    # a kill in here leaves no more
+                raise InputError(f"run folder {self.path} is not empty: go on with --resume, or choose another with -o")
+            with atomic_write(self.path/'config.json') as tmp: tmp.write_text(json.dumps(config, indent=1) + '\n', encoding='utf-8')
+            (self.path/'ckpts').mkdir(exist_ok=True)
         except OSError as e: raise InputError(f"run folder {self.path} cannot be made ({e.strerror}); choose another with -o") from e
-        with atomic_write(self.path/'config.json') as tmp: tmp.write_text(json.dumps(config, indent=1) + '\n', encoding='utf-8')
 
     def config(self) -> dict:
         "What `begin` was given."
-        try: return json.loads((self.path/'config.json').read_text(encoding='utf-8'))
+        try:
+            if not isinstance(found := json.loads((self.path/'config.json').read_text(encoding='utf-8')), dict) or not found:
+                raise ValueError(f"wanted sections, got {str(found)[:40]}")
         except (OSError, ValueError) as e: raise InputError(f"{self.path} holds no run to go on with (config.json: {e}); begin one without --resume") from e
+        return found
 
     def checkpoints(self) -> list:
         "Paths, oldest first."
