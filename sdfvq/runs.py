@@ -12,7 +12,7 @@ from .core import require
 require('train', 'fastai')   # before the imports below would only say that there is none
 
 # %% ../nbs/47_runs.ipynb #bb67e7ff
-import io, json, os, random, re, shutil, warnings, zipfile
+import io, json, os, pickle, random, re, shutil, warnings, zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,8 +39,8 @@ def read_checkpoint(
         with zipfile.ZipFile(path) as z:
             if bad := z.testzip(): raise zipfile.BadZipFile(f'{bad} was altered')    # torch itself does not compare the checksums
         return torch.load(path, map_location='cpu', weights_only=True)
-    except (OSError, EOFError, zipfile.BadZipFile, RuntimeError, KeyError, ValueError) as e:
-        raise InputError(f"checkpoint {path} is damaged ({e})") from e
+    except (OSError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, KeyError, ValueError) as e:
+        raise InputError(f"checkpoint {path} is damaged ({str(e).partition(chr(10))[0]})") from e
 
 def write_checkpoint(
     state: dict,  # Tensors, numbers, text, and lists, tuples and dicts of them
@@ -102,13 +102,13 @@ class RunFolder:
         for old in self.checkpoints()[:-self.keep]: old.unlink()
         return True
 
-    def load(self):
-        "The state of the newest checkpoint that can be read; None if none was written yet."
+    def load(self, model=None):
+        "The state of the newest checkpoint that can be read, and fits `model`, which gets its weights; None if none was written yet."
         found = self.checkpoints()
         for path in reversed(found):
-            try: return read_checkpoint(path)
+            try: return _fitting(read_checkpoint(path), model, path)
             except InputError as e: warnings.warn(f"{e}: the one before it is used")
-        if found: raise InputError(f"none of the {len(found)} checkpoints in {self.path/'ckpts'} can be read; begin anew in another folder")
+        if found: raise InputError(f"none of the {len(found)} checkpoints in {self.path/'ckpts'} can be used; begin anew in another folder")
 
     def cut(self, step: int):
         "Everything later than `step` goes: checkpoints, lines of the log, events, samples, and what was half-written."
@@ -117,6 +117,13 @@ class RunFolder:
         for p in [*later('samples', 'step*'), *numbered(self.path/'samples', '.step*').values()]: shutil.rmtree(p)
         if (log := self.path/'log.csv').exists(): cut_log(log, step)
         for p in (self.path/'tb_logs').glob('events.*'): cut_events(p, step)
+
+def _fitting(state, model, path):
+    "The state, if it is one."
+    if not isinstance(state, dict) or 'step' not in state: raise InputError(f"checkpoint {path} is of no training")
+    try: model and model.load_state_dict(state['model'])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as e: raise InputError(f"checkpoint {path} is of another model") from e
+    return state
 
 def cut_log(
     path,       # CSV with a column `step`
