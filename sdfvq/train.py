@@ -228,7 +228,7 @@ def train(
     rates = {s.number: dict(steps=s.steps, lr=s.lr * times, eta_min=s.eta_min * times) for s in stage_plan(t, len(dls.train) // t.batch_split or 1)}
     used = dict(version=__version__, batch=batch, rates=rates, shapes=len(dls.train.dataset), valid=len(dls.valid.dataset) if dls.valid.dataset is not dls.train.dataset else 0,
                 precision=auto_precision(t.precision, device), processes=world, aside=list(config.aside))
-    state = folder.load() if resume else None
+    state = folder.load(model) if resume else None
     if not rank:
         if resume: folder.cut(state['step'] if state else -1)
         else: folder.begin({**config.to_dict(), 'used': used})
@@ -247,5 +247,5 @@ def same_config(
 ):
     "`InputError` where a run shall go on with other settings than it began with."
     new = json.loads(json.dumps(new.to_dict()))
-    other = [f'{s}.{k}: {old[s].get(k)!r}, now {v!r}' for s in new for k, v in new[s].items() if old.get(s, {}).get(k) != v]
+    other = [f'{s}.{k}: {old.get(s, {}).get(k)!r}, now {v!r}' for s in new for k, v in new[s].items() if old.get(s, {}).get(k) != v]
     if other: raise InputError(f"the run began with other settings ({'; '.join(other)}): leave them as they were, or begin another with -o and --init")
