@@ -38,7 +38,9 @@ def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare`
     from sdfvq.config import read_config
     from sdfvq.runs import RunFolder
     from sdfvq.train import train
-    settings = read_config(config or (RunFolder(output).config() if resume else None), preset, training_stage=stage, pretrained_vae_path=init, max_steps=steps,
+    begun = RunFolder(output).config() if resume and not config else {}
+    if preset: begun.pop('model', None)      # is not asked for: `train` sees whether it was the same
+    settings = read_config(config or begun, preset, training_stage=stage, pretrained_vae_path=init, max_steps=steps,
                            seconds=seconds, batch_size_per_gpu=batch, lr=lr, num_workers=workers, seed=seed)
     ignored(settings.aside)
     with resumable(): done = train(data, output, settings, valid, device, resume)
