@@ -55,7 +55,7 @@ class ShapeDataset:
     def __init__(self,
         shapes: list,              # SparseSDFs, .npz paths or mesh paths
         resolution: int,           # Voxel grid's edge that all must have (meshes: get)
-        band: float = 4.0,         # Half-width of the band of voxelized meshes, in voxels
+        band: float = None,        # Half-width of the band that all must have, in voxels (meshes: get); None: any (meshes: 4)
         max_voxels: int = None,    # Larger shapes are cropped to whole blocks; None: never
         skip: bool = False,        # Bad samples are `Skipped`, or else raise
         seed: int = 0,             # Of crops, and of whatever else is drawn
@@ -82,10 +82,12 @@ class ShapeDataset:
         s = self.shapes[i]
         sdf, wanted = s if isinstance(s, SparseSDF) else self.read(i, rng), self.group(i)
         if sdf.resolution != wanted: raise InputError(f"{self.name(i)} has resolution {sdf.resolution}, the dataset {wanted}")
+        if self.band and sdf.band != self.band:
+            raise InputError(f"{self.name(i)} has a band of {sdf.band:g} voxels, the dataset {self.band:g}: prepare it with --band {self.band:g}")
         if not len(sdf.coords): raise InputError(f"{self.name(i)} has no voxels")
         return crop_blocks(sdf, self.max_voxels, rng) if self.max_voxels else sdf
 
-    def read(self, i, rng) -> SparseSDF: return read_shape(self.shapes[i], self.resolution, self.band)
+    def read(self, i, rng) -> SparseSDF: return read_shape(self.shapes[i], self.resolution, self.band or 4.)
 
     def name(self, i: int) -> str:
         "What to call shape `i` in a message."
@@ -167,6 +169,7 @@ class SparseSDFDataset(ShapeDataset):
         max_samples: int = 0,      # The first so many; 0: all
         skip: bool = False,        # Bad samples are `Skipped`, or else raise
         seed: int = 0,             # Of crops
+        band: float = None,        # Half-width of the band that all must have, in voxels; None: any
     ):
         folder = Path(folder)
         if not folder.is_dir(): raise InputError(f"data folder {folder} does not exist")
@@ -177,7 +180,7 @@ class SparseSDFDataset(ShapeDataset):
         rows = list(islice(self._rows(folder, files, wanted, min_voxels), max_samples or None))
         if not rows: raise InputError(f"no shape at {' or '.join(f'{r}³' for r in wanted) or 'any resolution'} in {folder}"
                                       f"{''.join(f'; {_some(names)} {why}' for why, names in self.left_out.items())}; run `sdfvq prepare`")
-        super().__init__([r[0] for r in rows], wanted[0], max_voxels=max_voxels, skip=skip, seed=seed)
+        super().__init__([r[0] for r in rows], wanted[0], band, max_voxels, skip=skip, seed=seed)
         for k, values in zip(self.columns[1:], zip(*(r[1:] for r in rows))): setattr(self, k, list(values))
 
     def _rows(self, folder, files, wanted, min_voxels):
