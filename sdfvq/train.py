@@ -79,7 +79,7 @@ def find_data(
         raise InputError(f"{folder} holds shapes at {', '.join(f'{s}³' for s in sorted(sizes))}, the model is for {edge}³: prepare them with "
                          f"`--resolutions {edge}`, or take a preset or config for what is there{f' ({chr(44).join(fit)})' if fit else ''}")
     if sizes and Path(folder).is_dir():
-        return SparseSDFDataset(folder, edge, d.min_points, most, d.max_samples, skip=True, seed=t.seed)
+        return SparseSDFDataset(folder, edge, d.min_points, most, d.max_samples, skip=True, seed=t.seed, band=config.model.band)
     return ShapeDataset(found[:d.max_samples or None], edge, config.model.band, most, skip=True, seed=t.seed)
 
 def scale(
