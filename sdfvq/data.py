@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['synth_shapes', 'crop_blocks', 'ShapeDataset', 'read_shape', 'count_voxels', 'find_shapes', 'true', 'as_count',
-           'SparseSDFDataset', 'SDF3DCaptionDataset', 'shape_dataloaders']
+           'SparseSDFDataset', 'listed', 'SDF3DCaptionDataset', 'shape_dataloaders']
 
 # %% ../nbs/41_data.ipynb #cc1496e3
 import re, zipfile, zlib
@@ -52,6 +52,7 @@ def crop_blocks(
 class ShapeDataset:
     "Shapes of one resolution; each item is `(number, SparseSDF)`."
     columns = ('shapes',)          # What holds a value for each item
+    left_out = {}                  # Reason → names, where a dataset chooses
     def __init__(self,
         shapes: list,              # SparseSDFs, .npz paths or mesh paths
         resolution: int,           # Voxel grid's edge that all must have (meshes: get)
@@ -179,7 +180,7 @@ class SparseSDFDataset(ShapeDataset):
         self.skip, self.left_out = skip, {}                                            # reason: names
         rows = list(islice(self._rows(folder, files, wanted, min_voxels), max_samples or None))
         if not rows: raise InputError(f"no shape at {' or '.join(f'{r}³' for r in wanted) or 'any resolution'} in {folder}"
-                                      f"{''.join(f'; {_some(names)} {why}' for why, names in self.left_out.items())}; run `sdfvq prepare`")
+                                      f"{''.join(f'; {listed(names)} {why}' for why, names in self.left_out.items())}; run `sdfvq prepare`")
         super().__init__([r[0] for r in rows], wanted[0], band, max_voxels, skip=skip, seed=seed)
         for k, values in zip(self.columns[1:], zip(*(r[1:] for r in rows))): setattr(self, k, list(values))
 
@@ -212,7 +213,10 @@ class SparseSDFDataset(ShapeDataset):
     def source(self, i): return self.shapes[i].name.rpartition('_r')[0]
     def counts(self): return [min(n, self.max_voxels or n) for n in self.voxels]
 
-def _some(names, shown=3):
+def listed(
+    names: list,
+    shown: int = 3,  # Of them by name, at most
+) -> str:
     "How many, and the first of them by name."
     return f"{len(names):,} ({', '.join(names[:shown])}{', …' if len(names) > shown else ''})"
 
