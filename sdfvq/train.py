@@ -213,15 +213,16 @@ def train(
     valid=None,            # Folder of shapes to validate on; None: a tenth of the data
     device: str = '',      # '': a GPU if there is one
     resume: bool = False,  # Go on with the run in the folder
-) -> dict:                 # shapes, valid (0: those trained on serve), skipped, rates; of the first of several processes
+) -> dict:                 # shapes, valid (0: those trained on serve), skipped, left_out [(why, names)], rates; of the first of several processes
     "Trains a tokenizer. `Stopped` after SIGTERM, the state being saved."
     device, (rank, world), t = join_processes(device), processes(), config.trainer
     auto_precision(t.precision, device)
     folder = RunFolder(run, t.save_total_limit)
     if resume: same_config(folder.config(), config)
-    shapes = find_data(data, config)
+    shapes, held = find_data(data, config), find_data(valid, config) if valid else None
+    left_out = [(why, names) for found in (shapes, held) if found for why, names in found.left_out.items()]
     model = begin_model(config, device)
-    dls = shape_dataloaders(shapes, find_data(valid, config) if valid else None, t.batch_size_per_gpu // t.batch_split, t.seed, t.num_workers, device,
+    dls = shape_dataloaders(shapes, held, t.batch_size_per_gpu // t.batch_split, t.seed, t.num_workers, device,
                             t.batch_voxels // t.batch_split or None, rank, world)
     batch = dls.train.bs * t.batch_split * world
     times = scale(t, batch)
@@ -239,7 +240,7 @@ def train(
     finally:
         for loader in dls: loader.close()
     if world > 1: dist.destroy_process_group()
-    return {} if rank else used | dict(skipped=dict(dls.train.skipped))
+    return {} if rank else used | dict(shapes=used['shapes'] - len(dls.train.skipped), skipped=dict(dls.train.skipped), left_out=left_out)
 
 def same_config(
     old: dict,           # config.json
