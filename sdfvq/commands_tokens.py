@@ -36,6 +36,7 @@ def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare`
           seed: Annotated[Optional[int], typer.Option(help='Of weights, split and order.')] = None):
     "Trains a tokenizer into a run folder; SIGTERM saves and ends with code 143, --resume goes on."
     from sdfvq.config import read_config
+    from sdfvq.data import listed
     from sdfvq.runs import RunFolder
     from sdfvq.train import train
     begun = RunFolder(output).config() if resume and not config else {}
@@ -45,6 +46,7 @@ def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare`
     ignored(settings.aside)
     with resumable(): done = train(data, output, settings, valid, device, resume)
     if not done: return   # the first of several processes says it
+    for why, names in done['left_out']: note(f'left out {listed(names)}: {why}')
     for name, why in done['skipped'].items(): note(f'skipped {name}: {why}')
     say(f"{output / 'model.safetensors'}: trained on {done['shapes']} shapes, {validated(done['valid'])}, {len(done['skipped'])} skipped; log in {output / 'log.csv'}")
 
