@@ -36,13 +36,17 @@ def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare`
           seed: Annotated[Optional[int], typer.Option(help='Of weights, split and order.')] = None):
     "Trains a tokenizer into a run folder; SIGTERM saves and ends with code 143, --resume goes on."
     from sdfvq.config import read_config
+    from sdfvq.data import listed
     from sdfvq.runs import RunFolder
     from sdfvq.train import train
-    settings = read_config(config or (RunFolder(output).config() if resume else None), preset, training_stage=stage, pretrained_vae_path=init, max_steps=steps,
+    begun = RunFolder(output).config() if resume and not config else {}
+    if preset: begun.pop('model', None)      # is not asked for: `train` sees whether it was the same
+    settings = read_config(config or begun, preset, training_stage=stage, pretrained_vae_path=init, max_steps=steps,
                            seconds=seconds, batch_size_per_gpu=batch, lr=lr, num_workers=workers, seed=seed)
     ignored(settings.aside)
     with resumable(): done = train(data, output, settings, valid, device, resume)
     if not done: return   # the first of several processes says it
+    for why, names in done['left_out']: note(f'left out {listed(names)}: {why}')
     for name, why in done['skipped'].items(): note(f'skipped {name}: {why}')
     say(f"{output / 'model.safetensors'}: trained on {done['shapes']} shapes, {validated(done['valid'])}, {len(done['skipped'])} skipped; log in {output / 'log.csv'}")
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['synth_shapes', 'crop_blocks', 'ShapeDataset', 'read_shape', 'count_voxels', 'find_shapes', 'true', 'as_count',
-           'SparseSDFDataset', 'SDF3DCaptionDataset', 'shape_dataloaders']
+           'SparseSDFDataset', 'listed', 'SDF3DCaptionDataset', 'shape_dataloaders']
 
 # %% ../nbs/41_data.ipynb #cc1496e3
 import re, zipfile, zlib
@@ -52,10 +52,11 @@ def crop_blocks(
 class ShapeDataset:
     "Shapes of one resolution; each item is `(number, SparseSDF)`."
     columns = ('shapes',)          # What holds a value for each item
+    left_out = {}                  # Reason → names, where a dataset chooses
     def __init__(self,
         shapes: list,              # SparseSDFs, .npz paths or mesh paths
         resolution: int,           # Voxel grid's edge that all must have (meshes: get)
-        band: float = 4.0,         # Half-width of the band of voxelized meshes, in voxels
+        band: float = None,        # Half-width of the band that all must have, in voxels (meshes: get); None: any (meshes: 4)
         max_voxels: int = None,    # Larger shapes are cropped to whole blocks; None: never
         skip: bool = False,        # Bad samples are `Skipped`, or else raise
         seed: int = 0,             # Of crops, and of whatever else is drawn
@@ -82,10 +83,12 @@ class ShapeDataset:
         s = self.shapes[i]
         sdf, wanted = s if isinstance(s, SparseSDF) else self.read(i, rng), self.group(i)
         if sdf.resolution != wanted: raise InputError(f"{self.name(i)} has resolution {sdf.resolution}, the dataset {wanted}")
+        if self.band and sdf.band != self.band:
+            raise InputError(f"{self.name(i)} has a band of {sdf.band:g} voxels, the dataset {self.band:g}: prepare it with --band {self.band:g}")
         if not len(sdf.coords): raise InputError(f"{self.name(i)} has no voxels")
         return crop_blocks(sdf, self.max_voxels, rng) if self.max_voxels else sdf
 
-    def read(self, i, rng) -> SparseSDF: return read_shape(self.shapes[i], self.resolution, self.band)
+    def read(self, i, rng) -> SparseSDF: return read_shape(self.shapes[i], self.resolution, self.band or 4.)
 
     def name(self, i: int) -> str:
         "What to call shape `i` in a message."
@@ -167,6 +170,7 @@ class SparseSDFDataset(ShapeDataset):
         max_samples: int = 0,      # The first so many; 0: all
         skip: bool = False,        # Bad samples are `Skipped`, or else raise
         seed: int = 0,             # Of crops
+        band: float = None,        # Half-width of the band that all must have, in voxels; None: any
     ):
         folder = Path(folder)
         if not folder.is_dir(): raise InputError(f"data folder {folder} does not exist")
@@ -176,8 +180,8 @@ class SparseSDFDataset(ShapeDataset):
         self.skip, self.left_out = skip, {}                                            # reason: names
         rows = list(islice(self._rows(folder, files, wanted, min_voxels), max_samples or None))
         if not rows: raise InputError(f"no shape at {' or '.join(f'{r}³' for r in wanted) or 'any resolution'} in {folder}"
-                                      f"{''.join(f'; {_some(names)} {why}' for why, names in self.left_out.items())}; run `sdfvq prepare`")
-        super().__init__([r[0] for r in rows], wanted[0], max_voxels=max_voxels, skip=skip, seed=seed)
+                                      f"{''.join(f'; {listed(names)} {why}' for why, names in self.left_out.items())}; run `sdfvq prepare`")
+        super().__init__([r[0] for r in rows], wanted[0], band, max_voxels, skip=skip, seed=seed)
         for k, values in zip(self.columns[1:], zip(*(r[1:] for r in rows))): setattr(self, k, list(values))
 
     def _rows(self, folder, files, wanted, min_voxels):
@@ -209,7 +213,10 @@ class SparseSDFDataset(ShapeDataset):
     def source(self, i): return self.shapes[i].name.rpartition('_r')[0]
     def counts(self): return [min(n, self.max_voxels or n) for n in self.voxels]
 
-def _some(names, shown=3):
+def listed(
+    names: list,
+    shown: int = 3,  # Of them by name, at most
+) -> str:
     "How many, and the first of them by name."
     return f"{len(names):,} ({', '.join(names[:shown])}{', …' if len(names) > shown else ''})"
 

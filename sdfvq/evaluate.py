@@ -210,11 +210,12 @@ def spread(
     return dict(mean=float(values.mean()), median=float(np.median(values)), worst_tenth=abs(float(order.mean())))
 
 def ratios(out: Evaluation, line, other) -> dict:
-    "Chamfer distance of one line by that of another: of their means, the median over shapes, and on how many it is lower."
+    "Chamfer distance of one line by that of another, on shapes of which either gave something: of their means, the median over shapes, and on how many it is lower."
     both = [(a['chamfer'], b['chamfer']) for r in out.good if (a := r['lines'].get(line)) and (b := r['lines'].get(other))]
-    if not both: return {}
+    if not (both := [pair for pair in both if min(pair) < math.inf]): return {}
     a, b = np.array(both).T
-    return dict(of_means=float(a.mean() / b.mean()), median=float(np.median(a / b)), lower=int((a < b).sum()), shapes=len(both))
+    with np.errstate(invalid='ignore'): of_means = float(a.mean() / b.mean())      # NaN where both lost a shape, not the same one
+    return dict(of_means=of_means, median=float(np.median(a / b)), lower=int((a < b).sum()), shapes=len(both))
 
 def summary(out: Evaluation) -> dict:
     "All shapes in numbers, for machines."

@@ -132,7 +132,7 @@ class ShapeLearner(Learner):
     def one_batch(self, i, b):
         while b is not None:
             try: return super().one_batch(i, b)
-            except RuntimeError as e:
+            except (MemoryError, RuntimeError) as e:
                 if not out_of_memory(e): raise
                 if processes()[1] > 1: raise InputError(f"one of {', '.join(map(self.dl.dataset.name, b[0]['item'].tolist()))} is {TOO_BIG}") from e
             self._let_go()                                       # outside the handler, whose traceback holds the batch's tensors

@@ -80,7 +80,7 @@ def find_data(
         raise InputError(f"{folder} holds shapes at {', '.join(f'{s}³' for s in sorted(sizes))}, the model is for {edge}³: prepare them with "
                          f"`--resolutions {edge}`, or take a preset or config for what is there{f' ({chr(44).join(fit)})' if fit else ''}")
     if sizes and Path(folder).is_dir():
-        return SparseSDFDataset(folder, edge, d.min_points, most, d.max_samples, skip=True, seed=t.seed)
+        return SparseSDFDataset(folder, edge, d.min_points, most, d.max_samples, skip=True, seed=t.seed, band=config.model.band)
     return ShapeDataset(found[:d.max_samples or None], edge, config.model.band, most, skip=True, seed=t.seed)
 
 def check_usable(
@@ -247,16 +247,17 @@ def train(
     valid=None,            # Folder of shapes to validate on; None: a tenth of the data
     device: str = '',      # '': a GPU if there is one
     resume: bool = False,  # Go on with the run in the folder
-) -> dict:                 # shapes, valid (0: those trained on serve), skipped, rates; of the first of several processes
+) -> dict:                 # shapes, valid (0: those trained on serve), skipped, left_out [(why, names)], rates; of the first of several processes
     "Trains a tokenizer. `Stopped` after SIGTERM, the state being saved."
     device, (rank, world), t = join_processes(device), processes(), config.trainer
     auto_precision(t.precision, device)
     folder = RunFolder(run, t.save_total_limit)
     old = folder.config() if resume else {}
     if resume: same_config(old, config)
-    shapes = find_data(data, config)
+    shapes, held = find_data(data, config), find_data(valid, config) if valid else None
+    left_out = [(why, names) for found in (shapes, held) if found for why, names in found.left_out.items()]
     model = begin_model(config, device)
-    dls = shape_dataloaders(shapes, find_data(valid, config) if valid else None, t.batch_size_per_gpu // t.batch_split, t.seed, t.num_workers, device,
+    dls = shape_dataloaders(shapes, held, t.batch_size_per_gpu // t.batch_split, t.seed, t.num_workers, device,
                             t.batch_voxels // t.batch_split or None, rank, world)
     for loader, what in zip(dls, ('trained', 'validated')): check_usable(loader.dataset, what)
     batch = dls.train.bs * t.batch_split * world
@@ -265,7 +266,7 @@ def train(
     used = dict(version=__version__, batch=batch, rates=rates, data=[data_stamp(loader.dataset) for loader in dls], shapes=len(dls.train.dataset), valid=len(dls.valid.dataset) if dls.valid.dataset is not dls.train.dataset else 0,
                 precision=auto_precision(t.precision, device), processes=world, aside=list(config.aside))
     same_data(old.get('used', {}).get('data', used['data']), used['data'])     # runs of older versions do not say
-    state = folder.load() if resume else None
+    state = folder.load(model) if resume else None
     if state: dls.train.load_state_dict(state['loader'])                       # refused before anything is cut, in our words and not fastai's
     if not rank:
         if resume: folder.cut(state['step'] if state else -1)
@@ -278,7 +279,7 @@ def train(
         for loader in dls: loader.close()
     skipped = all_skipped(dls)
     if world > 1: dist.destroy_process_group()
-    return {} if rank else used | dict(skipped=skipped)
+    return {} if rank else used | dict(shapes=sum(dls.train.dataset.name(i) not in skipped for i in range(used['shapes'])), skipped=skipped, left_out=left_out)
 
 def same_config(
     old: dict,           # config.json
@@ -286,6 +287,6 @@ def same_config(
 ):
     "`InputError` where a run shall go on with other settings than it began with; how many processes read changes no result."
     new = json.loads(json.dumps(new.to_dict()))
-    other = [f'{s}.{k}: {old[s].get(k)!r}, now {v!r}' for s in new for k, v in new[s].items()
+    other = [f'{s}.{k}: {old.get(s, {}).get(k)!r}, now {v!r}' for s in new for k, v in new[s].items()
              if k != 'num_workers' and old.get(s, {}).get(k) != v]
     if other: raise InputError(f"the run began with other settings ({'; '.join(other)}): leave them as they were, or begin another with -o and --init")

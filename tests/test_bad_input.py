@@ -9,10 +9,12 @@ import trimesh
 from typer.testing import CliRunner
 
 from sdfvq.cli import app
+from sdfvq.config import read_config
 from sdfvq.conv import subm_conv
 from sdfvq.core import COORD_MAX, COORD_MIN, InputError
 from sdfvq.mesh import box, load_mesh, make_mesh, merge, sphere, torus
 from sdfvq.metrics import topology
+from sdfvq.runs import RunFolder
 from sdfvq.tokens import ShapeTokens
 from sdfvq.solid import SIGNS
 from sdfvq.sparse import SparseTensor, batch_tensor, child_mask, from_dense, pool, prune, sparse_cat, subdivide, to_dense, upsample
@@ -152,6 +154,11 @@ def test_stage_without_a_start(tmp_path, ball):
     refused(run('train', tmp_path, '-o', tmp_path / 'run', '--stage', 1), '--init')
     refused(run('train', tmp_path, '-o', tmp_path / 'run', '--stage', 7), 'stage')
     refused(run('train', tmp_path, '-o', tmp_path / 'run', '--preset', 'huge'), 'huge', 'tiny')
+
+def test_resumed_with_another_preset(tmp_path):
+    RunFolder(tmp_path / 'run').begin(read_config(name='tiny').to_dict())
+    refused(run('train', tmp_path / 'nodata', '-o', tmp_path / 'run', '--resume', '--preset', 'small'), 'other settings', 'model.depth: 1, now 3')
+    refused(run('train', tmp_path / 'nodata', '-o', tmp_path / 'run', '--resume', '--preset', 'tiny'), 'nodata', 'exist')      # the same
 
 @pytest.mark.parametrize('name', ['voxelize', 'mesh', 'train', 'encode', 'decode', 'evaluate', 'demo', 'info', 'align', 'describe', 'evaluate-vl', 'smoke-vl'])
 def test_help(name):

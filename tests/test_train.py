@@ -72,7 +72,7 @@ def test_killed_and_resumed(folder):
         wait_for(lambda: (run/'ckpts'/step).exists(), p)
         p.send_signal(signal.SIGKILL); p.wait(); p.stdout.close()
         assert len(log(run)) >= at_least // 4
-        (run/'ckpts'/'.step0000099-half.pt').write_bytes(b'half')
+        (run/'ckpts'/('.step0000099-' + 32 * 'f' + '.pt')).write_bytes(b'half')
         with open(run/'log.csv', 'a', encoding='utf-8') as f: f.write('0,0.')       # a line that was cut
         p = start(folder, run, '--resume', '--workers', workers)
     out, code = finish(p)
