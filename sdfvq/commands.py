@@ -72,7 +72,7 @@ Overwrite = Annotated[bool, typer.Option('--overwrite', help='Replace existing o
 Device = Annotated[str, typer.Option(help='cpu, cuda, cuda:1, …')]
 FreeDevice = Annotated[str, typer.Option(help='cpu, cuda, cuda:1, …; by default a GPU if there is one.')]
 WEIGHTS = '--weights', '-w', '--model', '-m'
-Model = Annotated[Path, typer.Option(*WEIGHTS, help='Run folder or checkpoint that `sdfvq train` wrote, or the name of a model that comes with the package.')]
+Model = Annotated[Path, typer.Option(*WEIGHTS, help='Run folder of `sdfvq train` or the model.safetensors in it, which each stage leaves at its end; or the name of a model that comes with the package.')]
 MODEL = Path('small')      # `tokenizer.DEFAULT`, which would bring torch
 Level = Annotated[float, typer.Option(help='SDF value of the surface, in truncation units: 0.2 is 0.2 · band voxels outside.')]
 

@@ -60,6 +60,8 @@ class TrainerConfig:
     lambda_extra: float = 0.1
     lambda_sharp: float = 1.0
     lambda_prune: float = 0.1
+    lambda_surface: float = 1.0
+    turn: bool = False                   # Show each shape turned and mirrored anew each time, in one of 48 ways
     use_ema_update: bool = False         # Codes follow running means, by `vq_decay`, not gradients
     vq_decay: float = 0.99
     estimator: str = 'straight'          # As in `VectorQuantizer`
@@ -247,7 +249,7 @@ def stage_plan(
 
 BOUNDS = (   # What settings must be, does a value fit, their names in every section
     ('at least 0', lambda v: v >= 0, 'resolution min_points max_samples max_steps max_epoch seconds eta_min lr_batch warmup_steps weight_decay num_workers '
-                                     'kmeans_interval num_samples lambda_vq lambda_commitment lambda_extra lambda_sharp lambda_prune'),
+                                     'kmeans_interval num_samples lambda_vq lambda_commitment lambda_extra lambda_sharp lambda_prune lambda_surface'),
     ('at least 1', lambda v: v >= 1, 'batch_size_per_gpu batch_split i_print i_log i_save i_sample save_total_limit'),
     ('above 0', lambda v: v > 0, 'lr max_norm'),
     ('in [0, 1)', lambda v: 0 <= v < 1, 'ema_rate vq_decay'),

@@ -169,6 +169,6 @@ def vqvae_learner(
 ) -> ShapeLearner:
     "A fastai `Learner` for one stage; AdamW, gradients clipped at `max_norm`."
     cbs = [StageFreeze(stage), GradientClip(max_norm), *cbs] + ([CodebookStart()] if stage == 1 and start else [])
-    metrics = [LossPart(p) for p in ('recon', 'extra', 'sharp', 'prune', 'codebook', 'commitment')] + [CodebookHealth(w) for w in ('usage', 'perplexity')]
+    metrics = [LossPart(p) for p in ('recon', 'extra', 'sharp', 'surface', 'prune', 'codebook', 'commitment')] + [CodebookHealth(w) for w in ('usage', 'perplexity')]
     return ShapeLearner(dls, model, loss_func=loss or VQVAELoss(), opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), lr=scaled_lr(dls.train.bs), wd=wd,
                         splitter=lambda m: [m.group(g) for g in GROUPS], cbs=cbs, metrics=metrics, path=path, train_bn=False)

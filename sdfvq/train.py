@@ -25,7 +25,7 @@ from fastai.learner import ValueMetric
 from fastai.torch_core import set_seed
 
 from . import __version__
-from .callbacks import Accumulate, Clock, JointGradients, NaNGuard, Precision, Revival, Rounds, Schedule, StepProgress, WeightAverage
+from .callbacks import Accumulate, Clock, JointGradients, NaNGuard, Precision, Revival, Rounds, Schedule, StepProgress, Turns, WeightAverage
 from .config import Stage, TrainConfig, TrainerConfig, stage_plan
 from .core import InputError, check_device
 from .data import ShapeDataset, SparseSDFDataset, find_shapes, shape_dataloaders
@@ -142,12 +142,13 @@ def stage_learner(
 ):
     "A learner with everything that the settings ask for."
     train = stage.number
-    loss = VQVAELoss(t.loss_type, 0. if t.use_ema_update else t.lambda_vq, t.lambda_commitment, t.lambda_extra, t.lambda_sharp, t.lambda_prune)
+    loss = VQVAELoss(t.loss_type, 0. if t.use_ema_update else t.lambda_vq, t.lambda_commitment, t.lambda_extra, t.lambda_sharp, t.lambda_prune, t.lambda_surface)
     fit = vqvae_learner(dls, model, train, loss, t.weight_decay, t.max_norm, start=state is None, path=folder.path)
     device = next(model.parameters()).device
     how = auto_precision(t.precision, device)
     fit.add_cbs([clock, Rounds(t.i_log), Schedule(stage.lr * times, stage.eta_min * times, stage.warm), NaNGuard(), Revival(),
                  Checkpoints(folder, t.i_save, train, state), Samples(folder, t.i_sample, t.num_samples, train > 0)])
+    if t.turn: fit.add_cb(Turns(model.config.resolution * model.config.factor, t.seed))
     if t.batch_split > 1: fit.add_cb(Accumulate(t.batch_split))
     if t.ema_rate: fit.add_cb(WeightAverage(t.ema_rate))
     if how != 'fp32': fit.add_cb(Precision(how))

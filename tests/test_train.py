@@ -11,7 +11,7 @@ from sdfvq.vqvae import fingerprint, load_model
 
 SETTINGS = dict(model=dict(resolution=4, model_channels=16, num_embeddings=32, estimator='gumbel'), dataset=dict(min_points=10),
                 trainer=dict(max_steps=14, stages={1: dict(max_steps=6)}, lr=3e-3, batch_size_per_gpu=2, i_log=4, i_save=3, i_sample=7, i_print=1, num_samples=1,
-                             ema_rate=.9, kmeans_interval=5, save_total_limit=2, num_workers=1))   # 9 shapes: 5 steps an epoch, which saves do not meet
+                             ema_rate=.9, kmeans_interval=5, save_total_limit=2, num_workers=1, turn=True))   # 9 shapes: 5 steps an epoch, which saves do not meet
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
