@@ -187,7 +187,6 @@ class StepProgress(Callback):
         if self.training: self.bar.update(self.task, completed=self.clock.share, step=self.clock.step, loss=f'{float(self.smooth_loss):.4f}')
     def after_fit(self): self.bar.stop()
 
-
 # %% ../nbs/45_callbacks.ipynb #7a11c0d1
 def turned(
     batch: dict,              # From `collate`

@@ -161,10 +161,12 @@ class VQVAELoss:
         if self.weights['extra']:
             extra, goal = extra_targets(recon, rows, want, batch, self.extra_side)
             parts['extra'] = compare(recon.feats.index_select(0, extra), goal)
-        surface = surface_voxels(target) if self.weights['surface'] or self.weights['sharp'] else None
-        for name, which in dict(surface=lambda: surface, sharp=lambda: sharp_voxels(target, self.sharp_angle, surface)).items():
+        once_more = {}
+        if self.weights['surface'] or self.weights['sharp']: once_more['surface'] = surface_voxels(target)
+        if self.weights['sharp']: once_more['sharp'] = sharp_voxels(target, self.sharp_angle, once_more['surface'])
+        for name, which in once_more.items():
             if not self.weights[name]: continue
-            some = which()[at].nonzero()[:, 0]
+            some = which[at].nonzero()[:, 0]
             parts[name] = compare(got.index_select(0, some), want.index_select(0, some))
         logits = out.get('child_logits', [])
         heads = out.get('pruning') or [(l, child_targets(l, g)) for l, g in zip(logits, ancestors(target, len(logits)))]   # one a step, if the model does not say more

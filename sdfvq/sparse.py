@@ -344,7 +344,7 @@ def _children(coords, children):
     at[:, :, 1] += count(column, column_end)[:, :, 0]                                       # the column's half with dy = 0
     at += count(slab, column).sum(2, keepdim=True, dtype=torch.int32)                       # earlier columns of the slab's half
     at[:, 1] += count(slab, slab_end)[:, 0].sum(1, keepdim=True, dtype=torch.int32)         # the slab's half with dx = 0
-    at += _take(before, slab).sum((1, 2), keepdim=True, dtype=torch.int32)         # earlier slabs
+    at += _take(before, slab).sum((1, 2), keepdim=True, dtype=torch.int32)                  # earlier slabs
     at = torch.stack([at, at + made[..., 0]], 3).flatten()
     asked = None if children is None else made.flatten().nonzero()[:, 0]
     rows, code = (at, torch.arange(8 * n, dtype=small, device=device)) if asked is None else (at.index_select(0, asked), asked.to(small))
