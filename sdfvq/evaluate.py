@@ -42,12 +42,13 @@ class RoundTrip:
 def round_trip(
     tokenizer: ShapeTokenizer,
     mesh,                # trimesh.Trimesh
+    refine: int = 0,     # As of `ShapeTokenizer.encode`
 ) -> RoundTrip:
     "Encodes and decodes one mesh, to its full depth."
     clock = [time.perf_counter()]
     def timed(x): clock.append(time.perf_counter()); return x
     sdf = timed(tokenizer.sdf(mesh))
-    tokens = timed(tokenizer.encode(sdf))
+    tokens = timed(tokenizer.encode(sdf, refine=refine))
     made = timed(tokenizer.decode(tokens))
     return RoundTrip(mesh, sdf, tokens, made, dict(zip(('voxelize', 'encode', 'decode'), np.diff(clock).tolist())))
 
@@ -76,9 +77,10 @@ def evaluate_shape(
     mesh,                    # trimesh.Trimesh
     samples: int = 50_000,   # As in `scores`
     draco: bool = True,      # Compare with Draco?
+    refine: int = 0,         # As of `ShapeTokenizer.encode`
 ) -> tuple:                  # row (a dict), its `RoundTrip`, the field's surface
     "All there is to say of one shape. `lines` of the row holds scores by what they are of; `bytes` with those that are files."
-    trip = round_trip(tokenizer, mesh)
+    trip = round_trip(tokenizer, mesh, refine)
     tokens, truth, lines = trip.tokens, march(trip.sdf), {}
     if not len(truth.faces): raise InputError("its field has no surface")
     against = lambda truth, made, **more: more | scores(truth, made, trip.sdf, samples)
@@ -120,6 +122,7 @@ class Evaluation:
     rows: list = field(default_factory=list)      # of each shape: `name`, and what `evaluate_shape` says or an `error`
     worst: list = field(default_factory=list)     # (F-score at 0.01 and full depth, name, `Drawable`), the lowest first
     counts: np.ndarray = None                     # (L,K) how often each code was used
+    refine: int = 0                               # Steps that codes were refined with
 
     @property
     def good(self): return [r for r in self.rows if 'error' not in r]
@@ -143,12 +146,13 @@ def evaluate_item(
     item,                    # What has `path` and `error`
     samples: int = 50_000,   # As in `scores`
     draco: bool = True,      # Compare with Draco?
+    refine: int = 0,         # As of `ShapeTokenizer.encode`
     bar: float = math.inf,   # F-score at 0.01 and full depth up to which both surfaces are wanted
 ) -> tuple:                  # row, codes (M,L), `Drawable` or None; of what cannot be measured its `error`, None, None
     "What `evaluate` keeps of one item."
     try:
         if item.error: raise InputError(item.error)
-        row, trip, truth = evaluate_shape(tokenizer, load_mesh(item.path), samples, draco)
+        row, trip, truth = evaluate_shape(tokenizer, load_mesh(item.path), samples, draco, refine)
         codes = trip.tokens.indices
         return row, codes, side_by_side(truth, trip.reconstruction, trip.sdf) if _key(row, codes.shape[1]) <= bar else None
     except InputError as e: return dict(error=str(e)), None, None
@@ -179,14 +183,15 @@ def evaluate(
     worst: int = 10,          # How many to keep for pictures
     progress=None,            # Called with (done, of how many, failed)
     workers: int = 1,         # Processes at a time; 1: this one
+    refine: int = 0,          # As of `ShapeTokenizer.encode`
 ) -> Evaluation:
     "Every shape measured; rows in the order of the items."
     if workers < 1: raise InputError(f"workers must be at least 1, got {workers}")
     items, config = list(items), tokenizer.model.config
-    out = Evaluation(tokenizer.fingerprint, config.depth, config.num_embeddings, counts=np.zeros((config.depth, config.num_embeddings), np.int64))
+    out = Evaluation(tokenizer.fingerprint, config.depth, config.num_embeddings, refine=refine, counts=np.zeros((config.depth, config.num_embeddings), np.int64))
     rows, shown, failed = {}, [], 0     # rows and what is shown by the place among the items: they end in any order
     order = sorted(range(len(items)), key=lambda i: file_size(items[i].path), reverse=True)
-    tasks = ((i, items[i], samples, draco, shown[-1][0] if 0 < worst == len(shown) else math.inf) for i in order)    # each is made when it is taken
+    tasks = ((i, items[i], samples, draco, refine, shown[-1][0] if 0 < worst == len(shown) else math.inf) for i in order)    # each is made when it is taken
     for (i, item, *_), found, why in _run(tokenizer, tasks, min(workers, len(items))):
         row, codes, picture = found[0] if found else (dict(error=f'{item.path}: {why}'), None, None)
         rows[i] = dict(name=item.name) | row
@@ -219,7 +224,7 @@ def ratios(out: Evaluation, line, other) -> dict:
 
 def summary(out: Evaluation) -> dict:
     "All shapes in numbers, for machines."
-    s = dict(model=out.model, shapes=len(out.good), failed=out.failed)
+    s = dict(model=out.model, refine=out.refine, shapes=len(out.good), failed=out.failed)
     if not out.good: return s
     of = lambda k, get=dict.get: spread(np.array([get(r, k) for r in out.good], float), 'bytes')
     s |= {k: of(k) for k in ('tokens', 'bytes', 'bits')} | dict(seconds={k: of(k, lambda r, k: r['seconds'][k]) for k in ('voxelize', 'encode', 'decode')})
@@ -242,7 +247,7 @@ def _number(measure, x):
 def tables(out: Evaluation) -> dict:   # {heading: rows}
     "Summary, scores by line, and every shape, the worst first."
     s = summary(out)
-    rows = [('shapes', s['shapes']), ('failed', s['failed']), ('model', s['model'])]
+    rows = [('shapes', s['shapes']), ('failed', s['failed']), ('model', s['model']), ('steps of refining', s['refine'])]
     if not out.good: return {'': rows, **_failures(out)}
     rows += [(f'{k}, mean / median', f"{s[k]['mean']:,.0f} / {s[k]['median']:,.0f}") for k in ('tokens', 'bytes', 'bits')]
     rows += [(f'{title}, mean / worst tenth', ' / '.join(_number(m, s['lines'][f'codes {out.depth}'][m][k]) for k in ('mean', 'worst_tenth')))

@@ -39,19 +39,32 @@ class SparseSDFVQVAE(nn.Module):
         decode: bool = True,   # False: no recon, child_logits and pruning
     ) -> dict:
         "recon, quantized (SparseTensors), indices (M,L), child_logits, codebook and commitment losses; where there are heads `pruning`, and `input`, the batch as one tensor."
-        x, factor, near, steps = self.tensor(batch), batch.get('factor'), None, len(self.decoder.upsample)
-        if decode and self.config.prune:
-            grids, near = ancestors(x, steps), [x.feats[:, 0].abs() * self.config.band <= SHELL]
-            for grid in grids[:0:-1]: near.insert(0, parents_of(grid, near[0]))
+        x, factor = self.tensor(batch), batch.get('factor')
+        grown = self.growth(x) if decode else None
         q, ids, losses = self.latents(x, factor), None, {}
-        kept = dict(input=x) if near else {}
+        kept = dict(input=x) if grown else {}
         del x   # without heads the decoder has no use for the fine grids and their maps
         if quantize: q, ids, losses = self.quantize(q)
-        out = dict(quantized=q, indices=ids, **losses)
-        if not decode: return out
-        if near is None: return dict(recon=self.decoder(q, factor), child_logits=[], **out)
-        recon, said = self.decoder.follow(q, grids, near, factor)
-        return dict(recon=recon, child_logits=[logits for logits, _ in said[:-1]], pruning=said, **kept, **out)
+        return dict(quantized=q, indices=ids, **losses) | (self.reconstruct(q, grown, factor) | kept if decode else {})
+
+    def growth(self,
+        x: SparseTensor,      # SDF (N,1)
+    ) -> tuple | None:        # Its ancestors at each step, and which of them (P,) bool are near the surface; None: there are no heads to teach
+        "What decoding should let grow."
+        if not self.config.prune: return
+        grids, near = ancestors(x, len(self.decoder.upsample)), [x.feats[:, 0].abs() * self.config.band <= SHELL]
+        for grid in grids[:0:-1]: near.insert(0, parents_of(grid, near[0]))
+        return grids, near
+
+    def reconstruct(self,
+        q: SparseTensor,              # Latents (M,embed_dim)
+        grown: tuple | None,          # From `growth` of what they stand for
+        factor: float | None = None,  # Scales the coordinates of the position embedding
+    ) -> dict:                        # recon and child_logits; where there are heads `pruning`
+        "The SDF as training sees it: what should grow does, whatever the heads say."
+        if grown is None: return dict(recon=self.decoder(q, factor), child_logits=[])
+        recon, said = self.decoder.follow(q, *grown, factor)
+        return dict(recon=recon, child_logits=[logits for logits, _ in said[:-1]], pruning=said)
 
     def tensor(self, batch: dict) -> SparseTensor:
         "The batch on the model's device, in its dtype."

@@ -72,7 +72,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'catalogue': Only({'core', 'weights'}),
     'coder':     Only(),
     'tokens':    MODELS | QUANTIZERS | {'conv', 'attention', 'fastai'},
-    'tokenizer': {'losses', 'learner', 'fastai'},
+    'tokenizer': {'learner', 'fastai'},
     'evaluate':  {'vl', 'retrieve'},
     'explore':   {'vl', 'retrieve'},
     'sequence3d': Only({'core', 'sparse'}),
