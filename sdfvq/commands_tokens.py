@@ -25,7 +25,7 @@ def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare`
           stage: Annotated[Optional[str], typer.Option(help='0 autoencoder, 1 codebook, 2 all together, or all three: "all".')] = None,
           config: Annotated[Optional[Path], typer.Option(help='YAML or JSON with model, dataset, trainer; options here come before it.')] = None,
           valid: Annotated[Optional[Path], typer.Option(help='Folder of shapes to validate on; by default a tenth of the data.')] = None,
-          init: Annotated[Optional[str], typer.Option(help='Weights to begin with, as stages 1 and 2 alone need.')] = None,
+          init: Annotated[Optional[str], typer.Option(help='Weights to begin with, as stages 1 and 2 alone need: a file, a run, or the name of a model that comes with the package.')] = None,
           resume: Annotated[bool, typer.Option('--resume', help='Go on with the run in the folder, from its last checkpoint.')] = False,
           steps: Annotated[Optional[int], typer.Option(help='Steps of each stage.')] = None,
           seconds: Annotated[Optional[float], typer.Option(help='Wall clock for all stages together, instead of steps.')] = None,
@@ -39,6 +39,8 @@ def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare`
     from sdfvq.data import listed
     from sdfvq.runs import RunFolder
     from sdfvq.train import train
+    from sdfvq.tokenizer import shipped
+    if init and not Path(init).exists(): init = str(shipped().get(init, init))
     begun = RunFolder(output).config() if resume and not config else {}
     if preset: begun.pop('model', None)      # is not asked for: `train` sees whether it was the same
     settings = read_config(config or begun, preset, training_stage=stage, pretrained_vae_path=init, max_steps=steps,
