@@ -21,6 +21,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from .core import InputError
+from .workers import disk_full
 
 # %% ../nbs/90_commands.ipynb #61d94780
 console, errors = Console(force_jupyter=False), Console(stderr=True, force_jupyter=False)
@@ -40,9 +41,11 @@ def complain(e):
 class _Group(TyperGroup):
     def invoke(self, ctx):
         try: return super().invoke(ctx)
-        except InputError as e:
-            complain(e)
-            raise typer.Exit(2)
+        except InputError as e: complain(e)
+        except OSError as e:
+            if not disk_full(e): raise
+            complain(f"{e.filename or 'output'}: {e.strerror}; make room and give the command again, a training's with --resume")
+        raise typer.Exit(2)
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help='Any 3D shape as a short list of discrete tokens, and back.')

@@ -93,7 +93,7 @@ ROOMS = {  # module: what it must never import, or `Only` what it may; the numbe
     'windows':   {'conv', 'attention', 'vl', 'fastai'},
     'ranking':   {'conv', 'attention', 'vl'},
     'recommend': {'conv', 'attention', 'vl'},
-    'commands':  Only({'core', 'train'}),
+    'commands':  Only({'core', 'workers', 'train'}),
     'commands_data': MODELS | {'tokenizer', 'train', 'fastai'},
     'commands_tokens': {'vl', 'retrieve'},
     'commands_view': {'vl', 'retrieve'},
