@@ -28,7 +28,7 @@ from . import __version__
 from .callbacks import Accumulate, Clock, JointGradients, NaNGuard, Precision, Revival, Rounds, Schedule, StepProgress, Turns, WeightAverage
 from .config import Stage, TrainConfig, TrainerConfig, stage_plan
 from .core import InputError, check_device
-from .data import ShapeDataset, SparseSDFDataset, find_shapes, shape_dataloaders
+from .data import ShapeDataset, SparseSDFDataset, find_shapes, listed, shape_dataloaders
 from .learner import vqvae_learner
 from .loader import Skipped
 from .losses import VQVAELoss
@@ -74,13 +74,19 @@ def find_data(
     most = min(filter(None, (d.max_points, t.batch_voxels // t.batch_split)), default=None)      # what no batch can hold is cropped
     try: found = find_shapes(folder)
     except InputError as e: raise InputError(f"{e}; make data with `sdfvq prepare MESHES -o {folder} --resolutions {edge}`") from e
-    sizes = {int(p.stem.rpartition('_r')[2]) for p in found if p.suffix == '.npz' and p.stem.rpartition('_r')[2].isdigit()}
+    fields = [p for p in found if p.suffix == '.npz' and p.stem.rpartition('_r')[2].isdigit()]
+    sizes = {int(p.stem.rpartition('_r')[2]) for p in fields}
     if sizes and edge not in sizes:
         fit = [k for k, c in presets.items() if c.resolution * c.factor in sizes]
         raise InputError(f"{folder} holds shapes at {', '.join(f'{s}³' for s in sorted(sizes))}, the model is for {edge}³: prepare them with "
                          f"`--resolutions {edge}`, or take a preset or config for what is there{f' ({chr(44).join(fit)})' if fit else ''}")
     if sizes and Path(folder).is_dir():
-        return SparseSDFDataset(folder, edge, d.min_points, most, d.max_samples, skip=True, seed=t.seed, band=config.model.band)
+        below = [p for p in fields if p.parent != Path(folder)]
+        if len(below) == len(fields): raise InputError(f"prepared shapes lie in folders below {folder}, none in itself: {listed(list(dict.fromkeys(str(p.parent) for p in below)))}; give that one")
+        data = SparseSDFDataset(folder, edge, d.min_points, most, d.max_samples, skip=True, seed=t.seed, band=config.model.band)
+        for why, which in {'in a folder below': below, 'not prepared': [p for p in found if p.suffix != '.npz']}.items():
+            if which: data.left_out.setdefault(why, []).extend(p.name for p in which)
+        return data
     return ShapeDataset(found[:d.max_samples or None], edge, config.model.band, most, skip=True, seed=t.seed)
 
 def check_usable(
