@@ -180,7 +180,7 @@ class Qwen3VLWith3DBranch:
         **kwargs,
     ):                                         # The base's output, and `encoding_indices_3d`: None for latents
         "Logits, loss, and the ids that `vae.decode` takes."
-        if (inputs_3d is None) == (feats_3d is None): raise InputError("give the shapes either as inputs_3d, or as feats_3d with coords_3d")
+        if (inputs_3d is None) == (feats_3d is None) or (feats_3d is None) != (coords_3d is None): raise InputError("give the shapes either as inputs_3d, or as feats_3d with coords_3d")
         ids, settings, kinds = None, self.config.shape_config, kwargs.pop('mm_token_type_ids', None)
         if attention_mask is None: attention_mask = torch.ones_like(input_ids)
         given = dict(attention_mask=(attention_mask, 0), labels=(labels, -100), mm_token_type_ids=(kinds, 0))
