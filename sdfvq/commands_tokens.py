@@ -74,7 +74,7 @@ def _targets(inputs, output, suffix):
             raise InputError(f"{' and '.join(same)} would both become {target}; give them to separate calls")
     return out
 
-Refine = Annotated[int, typer.Option(min=0, help='Steps that bring the codes nearer to the shape: 10 are much, each takes as long as decoding twice.')]
+Refine = Annotated[int, typer.Option(min=0, help='Steps that bring codes nearer to the shape, each a little longer than decoding: 10 bring it a third nearer.')]
 
 @app.command()
 def encode(inputs: Annotated[list[Path], typer.Argument(help='Meshes, or SDFs from `sdfvq voxelize`.')], output: Output, model: Model = MODEL,

@@ -133,7 +133,7 @@ class ShapeTokenizer:
     def encode(self,
         shape,                          # Mesh (trimesh), path of a mesh or .npz, or SparseSDF
         resolution: int | None = None,  # Edge of the voxel grid; None: the model's
-        refine: int = 0,                # Steps of `refined_codes`: a better shape in as many bytes, for more time
+        refine: int = 0,                # Steps of `refined_codes`: a better shape in about as many bytes, for more time
     ) -> ShapeTokens:
         "The shape's places and codes."
         return self.encode_batch([self.sdf(shape, resolution)], refine)[0]
