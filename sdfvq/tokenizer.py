@@ -71,14 +71,14 @@ def refined_codes(
     try:
         with torch.inference_mode(False), torch.no_grad():
             x = model.tensor(batch)
-            grown, z = model.growth(x), model.latents(x, batch.get('factor'))
+            grown, z = model.growth(x), model.latents(x)
             feats = z.feats.float().clone().requires_grad_()
             opt = torch.optim.Adam([feats], betas=(.9, .95))
             for step in range(steps + 1):
                 with torch.set_grad_enabled(step < steps):
                     q, ids, _ = model.quantize(z.replace(feats))
-                    cost = loss(model.reconstruct(q, grown, batch.get('factor')) | dict(input=x), batch)
-                if cost < least: least, codes = cost.item(), ids
+                    cost = loss(model.reconstruct(q, grown) | dict(input=x), batch)
+                if not step or cost < least: least, codes = cost.item(), ids     # the encoder's own where no cost is a number
                 if step == steps: return z.coords, codes
                 feats.grad, = torch.autograd.grad(cost, feats, cost.new_tensor(2.**10))   # fp16 would lose small gradients; Adam sees no scale
                 opt.param_groups[0]['lr'] = rate * (1 - step / (steps + 1))

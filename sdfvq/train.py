@@ -84,7 +84,7 @@ def find_data(
         below = [p for p in fields if p.parent != Path(folder)]
         if len(below) == len(fields): raise InputError(f"prepared shapes lie in folders below {folder}, none in itself: {listed(list(dict.fromkeys(str(p.parent) for p in below)))}; give that one")
         data = SparseSDFDataset(folder, edge, d.min_points, most, d.max_samples, skip=True, seed=t.seed, band=config.model.band)
-        for why, which in {'in a folder below': below, 'not prepared': [p for p in found if p.suffix != '.npz']}.items():
+        for why, which in {'in a folder below': below, 'a mesh beside prepared shapes': [p for p in found if p.suffix != '.npz']}.items():
             if which: data.left_out.setdefault(why, []).extend(p.name for p in which)
         return data
     return ShapeDataset(found[:d.max_samples or None], edge, config.model.band, most, skip=True, seed=t.seed)
