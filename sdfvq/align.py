@@ -33,9 +33,9 @@ from torch.nn import functional as F
 
 from . import __version__
 from .align_data import AlignConfig, Asked, TextLoader, checked_questions, conversations, encode_shapes, find_questions, read_align_config, read_sequences
-from .callbacks import Accumulate, Clock, NaNGuard, Precision, Rounds, Schedule
+from .callbacks import Accumulate, Clock, NaNGuard, Rounds, Schedule
 from .core import InputError, atomic_write, out_of_memory
-from .learner import LossPart, ShapeLearner
+from .learner import LossPart, Precision, ShapeLearner
 from .loader import EqualBatches
 from .processor3d import Processor3D, check_codes, small_processor
 from .quantizer import joint_count, processes

@@ -39,7 +39,7 @@ class DataConfig:
 class TrainerConfig:
     "How it is trained."
     training_stage: str = 'all'          # 0 autoencoder, 1 codebook, 2 all together, "all" three
-    stages: dict = field(default_factory=dict)  # Stage → its own max_steps, lr, eta_min, warmup_steps
+    stages: dict = field(default_factory=dict)  # Stage → its own max_steps, lr, eta_min, warmup_steps, lr_batch
     max_steps: int = 1000                # Of each stage; 0: it is left out
     max_epoch: int = 0                   # 0: by steps
     seconds: float = 0                   # Wall clock for all stages together, shared by their steps; 0: by steps
@@ -135,13 +135,14 @@ def read_config(
     try:
         check_names(raw, ('model', 'models', 'dataset', 'trainer', 'optimizer', 'lr_scheduler', 'used'), 'sections')
         models = raw.get('models') or {'model': raw.get('model') or {}}
-        if len(models) > 1: raise InputError(f"models must be one, got {', '.join(models)}")
+        if not isinstance(models, dict) or len(models) > 1: raise InputError(f"models must be one, by its name, got {models if isinstance(models, list) else ', '.join(map(str, models))}")
         dataset, aside = _args(raw.get('dataset'), 'dataset'), []
         trainer = _flat(raw, aside)
         model = _model(_args(*[(v, k) for k, v in models.items()][0]), name, dataset, trainer, aside)
         given = {k: v for k, v in given.items() if v is not None}
         if 'lr' in given or 'lr' in trainer and 'lr_batch' not in trainer: trainer['lr_batch'] = 0     # then it is what the user means
-        trainer |= dict(stages={s: {k: v for k, v in d.items() if k not in given} for s, d in trainer.get('stages', {}).items()}, **given)
+        own = lambda d: dict(lr_batch=0) | d if 'lr' in d and 'lr_batch' not in trainer else d              # and so it is in a stage
+        trainer |= dict(stages={s: own({k: v for k, v in d.items() if k not in given}) for s, d in trainer.get('stages', {}).items()}, **given)
         config = TrainConfig(model, checked(DataConfig, dataset, 'dataset'), checked(TrainerConfig, trainer, 'trainer'), tuple(aside))
         _check(config)
     except InputError as e:
@@ -163,7 +164,7 @@ def _args(section, what):
     "The settings of a section of either form."
     section = {} if section is None else section
     if not isinstance(section, dict): raise InputError(f"{what} must hold settings, got {section!r}")
-    if 'args' in section: check_names(section, ('name', 'args'), what); section = section['args'] or {}
+    if 'args' in section: check_names(section, ('name', 'args'), what); section = _args(section['args'], f'{what}.args')
     return {str(k): v for k, v in section.items() if k not in ('name', 'type')}
 
 def _flat(raw, aside):
@@ -192,7 +193,7 @@ def _flat(raw, aside):
 
 def _model(args, name, dataset, trainer, aside):
     "The model's settings on those of a preset; those that say how codes learn go to the trainer."
-    base, out = preset(name or args.pop('preset', 'tiny')), {}
+    base, out = preset(typed(str, name or args.pop('preset', 'tiny'), 'model.preset')), {}
     args.pop('preset', None)
     if args.pop('use_fp16', False): trainer.setdefault('precision', 'fp16')
     if args.pop('use_kmeans_reinit', True) is False: args['kmeans_interval'] = 0
@@ -223,28 +224,31 @@ class StageConfig:
     lr: float = -1
     eta_min: float = -1
     warmup_steps: int = -1
+    lr_batch: int = -1
     def given(self): return {k: v for k, v in asdict(self).items() if v != -1}
 
 class Stage(NamedTuple):
     "One stage of a training."
     number: int
     steps: int
-    lr: float      # As given
+    lr: float
     eta_min: float
     warm: float    # Share of the steps
 
 def stage_plan(
     config: TrainerConfig,
-    epoch: int = 1,  # Steps of an epoch, for `max_epoch`
-) -> list:           # of Stage, in order
-    "The stages to run, without those of no steps."
+    epoch: int = 1,       # Steps of an epoch, for `max_epoch`
+    batch: float = None,  # Shapes in a batch, of all processes; None: rates as given
+) -> list:                # of Stage, in order
+    "The stages to run, without those of no steps; rates are multiplied by √(batch / the batch they are meant for)."
     out = []
     for s in '012' if config.training_stage == 'all' else config.training_stage:
         own = {k: getattr(config, k) for k in StageConfig().__dict__} | config.stages.get(s, {})
         if not own['max_steps']: continue
         steps = config.max_epoch * epoch or own['max_steps']
         last = own['eta_min'] or own['lr'] * (1 if s == '1' else .01)
-        out.append(Stage(int(s), steps, own['lr'], last, min(own['warmup_steps'] / steps if own['warmup_steps'] else .05, 1.)))
+        times = math.sqrt(batch / own['lr_batch']) if batch and own['lr_batch'] else 1.
+        out.append(Stage(int(s), steps, own['lr'] * times, last * times, min(own['warmup_steps'] / steps if own['warmup_steps'] else .05, 1.)))
     return out
 
 BOUNDS = (   # What settings must be, does a value fit, their names in every section

@@ -60,10 +60,11 @@ class ShapeDataset:
         max_voxels: int = None,    # Larger shapes are cropped to whole blocks; None: never
         skip: bool = False,        # Bad samples are `Skipped`, or else raise
         seed: int = 0,             # Of crops, and of whatever else is drawn
+        min_voxels: int = 1,       # Smaller shapes are bad samples
     ):
         if not len(shapes): raise InputError("a dataset needs at least one shape")
         self.shapes, self.resolution, self.band = list(shapes), resolution, band
-        self.max_voxels, self.skip, self.seed = max_voxels, skip, seed
+        self.min_voxels, self.max_voxels, self.skip, self.seed = min_voxels, max_voxels, skip, seed
 
     def __len__(self): return len(self.shapes)
 
@@ -71,8 +72,8 @@ class ShapeDataset:
         "Item `i`, or `i, epoch`: as that epoch draws it; without one, epoch 0."
         i, epoch = i if isinstance(i, tuple) else (i, 0)
         try: return self.sample(i, np.random.default_rng([self.seed, epoch, i]))
-        except InputError as e:
-            reason = str(e) if self.name(i) in str(e) else f"{self.name(i)}: {e}"
+        except (InputError, MemoryError) as e:
+            reason = str(e) if self.name(i) in str(e) else f"{self.name(i)}: {str(e) or 'out of memory'}"
             if not self.skip: raise InputError(reason) from e
             return Skipped(self.name(i), reason)
 
@@ -85,7 +86,7 @@ class ShapeDataset:
         if sdf.resolution != wanted: raise InputError(f"{self.name(i)} has resolution {sdf.resolution}, the dataset {wanted}")
         if self.band and sdf.band != self.band:
             raise InputError(f"{self.name(i)} has a band of {sdf.band:g} voxels, the dataset {self.band:g}: prepare it with --band {self.band:g}")
-        if not len(sdf.coords): raise InputError(f"{self.name(i)} has no voxels")
+        if len(sdf) < max(self.min_voxels, 1): raise InputError(f"{self.name(i)} has {len(sdf) or 'no'} voxels{f', fewer than {self.min_voxels}' if len(sdf) else ''}")
         return crop_blocks(sdf, self.max_voxels, rng) if self.max_voxels else sdf
 
     def read(self, i, rng) -> SparseSDF: return read_shape(self.shapes[i], self.resolution, self.band or 4.)
@@ -140,11 +141,12 @@ def count_voxels(
 def find_shapes(
     folder,  # A folder, searched with its subfolders, or one file
 ) -> list:   # sorted paths
-    "Prepared shapes (.npz) and meshes below a folder."
+    "Prepared shapes (.npz) and meshes below a folder, but for the samples of runs below it."
     folder = Path(folder)
     if folder.is_file(): return [folder]
     if not folder.is_dir(): raise InputError(f"data folder {folder} does not exist")
-    found = sorted(p for p in folder.rglob('*') if p.suffix.lower() in {'.npz', *READ} and p.name[0] != '.')   # hidden: what a killed writer left
+    runs = {p.parent for p in folder.rglob('ckpts') if (p.parent/'config.json').exists()} - {folder}
+    found = sorted(p for p in folder.rglob('*') if p.suffix.lower() in {'.npz', *READ} and p.name[0] != '.' and runs.isdisjoint(p.parents))   # hidden: what a killed writer left
     if not found: raise InputError(f"no .npz and no mesh ({' '.join(READ)}) below {folder}")
     return found
 

@@ -25,11 +25,12 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 
 from .baselines import Popularity, SASRec, measures, random_ids, rank_of, save_sasrec
-from .callbacks import Clock, Precision, Rounds, Schedule
+from .callbacks import Clock, Rounds, Schedule
 from .catalogue import Catalogue
 from .config import checked, read_yaml
 from .core import InputError
 from .interactions import Interactions
+from .learner import Precision
 from .quantizer import processes
 from .retrieve import EncoderDecoderRetrievalModel, RetrievalConfig, save_retriever
 from .runs import Checkpoints, RunFolder

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WRITTEN', 'read_checkpoint', 'write_checkpoint', 'or_warn', 'numbered', 'RunFolder', 'cut_log', 'cut_events',
-           'random_state', 'set_random_state', 'Checkpoints', 'RunLog', 'Board', 'reconstruct', 'Samples',
+           'random_state', 'set_random_state', 'Checkpoints', 'numbers', 'RunLog', 'Board', 'reconstruct', 'Samples',
            'write_sample']
 
 # %% ../nbs/47_runs.ipynb #ed87a53c
@@ -13,7 +13,7 @@ from .core import require
 require('train', 'fastai')   # before the imports below would only say that there is none
 
 # %% ../nbs/47_runs.ipynb #bb67e7ff
-import io, json, os, pickle, random, re, shutil, warnings, zipfile
+import io, json, math, os, pickle, random, re, shutil, warnings, zipfile
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -28,6 +28,7 @@ from fastai.callback.progress import CSVLogger
 from .callbacks import Rounds, WeightAverage
 from .quantizer import processes
 from .core import HALF, InputError, atomic_write
+from .learner import as_fits
 from .loader import Skipped, collate
 from .mesh import save_mesh
 from .view import picture
@@ -167,16 +168,16 @@ def cut_events(
 
 # %% ../nbs/47_runs.ipynb #625d459b
 def random_state() -> dict:
-    "Of torch, numpy and Python, as a checkpoint can hold it."
+    "Of torch, numpy and Python in this process, and of its GPU, as a checkpoint can hold it."
     kind, key, *rest = np.random.get_state()
     return dict(torch=torch.get_rng_state(), numpy=(kind, key.tolist(), *rest), python=random.getstate(),
-                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+                cuda=[torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])
 
 def set_random_state(state: dict):
     torch.set_rng_state(state['torch'])
     np.random.set_state(state['numpy'])
     random.setstate((state['python'][0], tuple(state['python'][1]), state['python'][2]))
-    if state['cuda']: torch.cuda.set_rng_state_all(state['cuda'])
+    if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state(state['cuda'][0])
 
 class Checkpoints(Callback):
     "Saves the state every so many steps, at the stage's begin and end, and when asked to stop; begins from one that was read."
@@ -220,6 +221,10 @@ class Checkpoints(Callback):
         set_random_state(s['random'][processes()[0]])
 
 # %% ../nbs/47_runs.ipynb #31bd22bc
+def numbers(log: list) -> list:
+    "A line of the log with NaN for what fastai has no value of: the loss of validation shapes, none of which fits into memory."
+    return [math.nan if value is None else value for value in log]
+
 class RunLog(CSVLogger):
     "fastai's, which goes on with a file that is there."
     def __init__(self, path): super().__init__(path, append=True)
@@ -229,7 +234,7 @@ class RunLog(CSVLogger):
         if new: self.file.write(','.join(self.recorder.metric_names) + '\n')
         self.old_logger, self.learn.logger = self.logger, self._write_line
     def _write_line(self, log):
-        with or_warn(self.fname, ', and is tried again with the next line'): super()._write_line(log)
+        with or_warn(self.fname, ', and is tried again with the next line'): super()._write_line(numbers(log))
     def after_fit(self):
         with or_warn(self.fname): super().after_fit()
         self.learn.logger = self.old_logger
@@ -247,7 +252,7 @@ class Board(Callback):
         for name, value in dict(train_loss=self.smooth_loss, lr=self.opt.hypers[0]['lr'], **{f'train_{k}': v for k, v in self.loss_func.parts.items()}).items():
             self.writer.add_scalar(name, value.item() if isinstance(value, torch.Tensor) else value, self.clock.total)
     def after_epoch(self):
-        for name, value in zip(self.recorder.metric_names[1:-1], self.recorder.log[1:-1]): self.writer.add_scalar(name, value, self.clock.total)
+        for name, value in zip(self.recorder.metric_names[1:-1], numbers(self.recorder.log[1:-1])): self.writer.add_scalar(name, value, self.clock.total)
 
 # %% ../nbs/47_runs.ipynb #75e0272b
 def reconstruct(
@@ -275,7 +280,8 @@ class Samples(Callback):
         good = ((i, s) for i in range(len(shapes)) if not isinstance(s := shapes[i], Skipped))
         with or_warn(f'samples {out}'):
             half.mkdir(parents=True, exist_ok=True)
-            for i, sample in islice(good, self.n): write_sample(self.model, sample, self.quantize, half/str(i))
+            for i, sample in islice(good, self.n):
+                as_fits(lambda _: write_sample(self.model, sample, self.quantize, half/str(i)), collate([sample[1]], [sample[0]]), self.dls.valid)
             if out.exists(): shutil.rmtree(out)
             half.rename(out)
 

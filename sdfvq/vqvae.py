@@ -152,6 +152,7 @@ class SparseSDFVQVAE(nn.Module):
         batches,                # Shapes that were not trained on, as for `forward`
         keep: float = .9995,    # Share of the true children that each head shall keep
         quantize: bool = True,  # False: as stage 0 decodes
+        call=None,              # Called as the model is, for each batch; None where it leaves one out; None: the model
     ):
         "Marks the heads as trained, with logits that keep what is true, as far as it grew in training: what never did is worth less than no voxel."
         self._check_heads()
@@ -159,7 +160,8 @@ class SparseSDFVQVAE(nn.Module):
         found, training = [[] for _ in self.decoder.heads], self.training
         self.eval()
         for batch in batches:
-            for true, (logits, exist) in zip(found, self(batch, quantize)['pruning']): true.append(logits.feats[exist].float())
+            if (out := (call or self)(batch, quantize)) is None: continue
+            for true, (logits, exist) in zip(found, out['pruning']): true.append(logits.feats[exist].float())
         self.train(training)
         if not all(sum(map(len, true)) for true in found): raise InputError("calibrate_heads needs batches with voxels near the surface")
         lowest = [(t := torch.cat(true)).kthvalue(1 + int((1 - keep) * (len(t) - 1))).values for true in found]

@@ -79,7 +79,10 @@ def _plain(named):
 # %% ../nbs/24_weights.ipynb #917b9954
 def _run_folder(path):
     config = path/'config.json'
-    try: models = {name: dict(m.get('args', {})) for name, m in json.loads(config.read_text(encoding='utf-8'))['models'].items()}
+    try:
+        settings = json.loads(config.read_text(encoding='utf-8'))
+        if {'model', 'trainer'} <= {*settings}: raise InputError(f"run {path} has no model.safetensors yet, as none of its stages has come to its end: go on with it by --resume")
+        models = {name: dict(m.get('args', {})) for name, m in settings['models'].items()}
     except FileNotFoundError as e:
         raise InputError(f"checkpoint {path} is a folder without config.json: give a file, or a run folder with config.json and ckpts/") from e
     except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -119,8 +122,8 @@ def check_names(
 ):
     "`InputError` for names that are not known, each with the nearest that is."
     def line(name):
-        near = get_close_matches(name, known, 1)
-        return f'{name} (nearest: {near[0]})' if near else name
+        near = get_close_matches(str(name), known, 1)
+        return f'{name} (nearest: {near[0]})' if near else str(name)
     if unknown := [k for k in given if k not in known]:
         raise InputError(f"unknown {what} {', '.join(map(line, unknown))}; known are {', '.join(sorted(known))}")
 
