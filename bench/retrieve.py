@@ -15,7 +15,7 @@ import torch
 from harness import gpu, machine, timed
 from sdfvq.baselines import evaluate_ranker, leave_out, random_ids
 from sdfvq.interactions import gathered, read_events, read_interactions
-from sdfvq.ranking import KINDS, read_recommend
+from sdfvq.ranking import RANKERS, read_recommend
 from sdfvq.recommend import CUTOFFS, compare, result, table_text, train_retrieval
 from sdfvq.retrieve import EncoderDecoderRetrievalModel, RetrievalConfig
 from sdfvq.simulate import simulate, write_movielens

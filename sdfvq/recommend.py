@@ -19,7 +19,7 @@ from .catalogue import Catalogue
 from .core import InputError, atomic_write
 from .interactions import Interactions, read_interactions
 from .quantizer import processes
-from .ranking import KINDS, RecommendConfig, best_score, fit_kind, ranker, read_recommend
+from .ranking import RANKERS, RecommendConfig, best_score, fit_kind, ranker, read_recommend
 from .retrieve import load_retriever
 from .rqvae import ResidualKMeans
 from .runs import RunFolder
@@ -154,7 +154,7 @@ def compare(
     check_items(run, found)
     batches = lambda t: leave_out(found.histories, part, t.max_items, t.batch)
     rows = [result('popularity', [evaluate_ranker(ranker(Popularity(found.histories, len(found.names))), batches(config), CUTOFFS)])]
-    for kind in reversed(KINDS):
+    for kind in reversed(RANKERS):
         models = trained(run, kind, device)
         if models: rows.append(result(kind, [evaluate_ranker(ranker(m, max(CUTOFFS), config.beams), batches(config.of(kind)), CUTOFFS, device) for m in models.values()]))
     if len(rows) == 1: raise InputError(f"{run} has no trained model yet: `sdfvq retrieve train … --resume` goes on with it")

@@ -36,7 +36,7 @@ from .core import InputError
 from .learner import LossPart, ShapeLearner, StageFreeze
 from .loader import Resumable
 from .quantizer import processes
-from .rqvae import KINDS, ItemCodes, ItemQuantizer, RqVaeConfig
+from .rqvae import ID_MODELS, ItemCodes, ItemQuantizer, RqVaeConfig
 from .runs import Checkpoints, RunFolder
 from .semantic import Items, SemanticIdTokenizer, SimilarIndex
 from .train import fit_to_end, join_and_log, join_processes, same_config
@@ -109,7 +109,7 @@ def read_item_config(
     if 'estimator' in flat: flat['estimator'] = MODES.get(mode := str(flat['estimator']).rpartition('.')[2], mode)
     if not isinstance(flat.get('hidden', ()), (list, tuple)) or not all(type(n) is int for n in flat.get('hidden', ())): raise InputError(f"hidden must be a list of whole numbers, got {flat['hidden']!r}")
     model, t = (checked(cls, {k: v for k, v in flat.items() if k in known}, name) for (cls, known), name in zip(parts, ('model', 'trainer')))
-    check_names([t.kind], KINDS, 'kind')
+    check_names([t.kind], ID_MODELS, 'kind')
     for k in ('max_steps', 'batch_size', 'i_log', 'i_save', 'save_total_limit', 'lr', 'temperature', 'temperature_end'):
         if getattr(t, k) <= 0: raise InputError(f"{k} must be above 0, got {getattr(t, k)}")
     if not 0 <= t.held_out < 1: raise InputError(f"held_out must lie in [0, 1), got {t.held_out}")
@@ -256,7 +256,7 @@ def train_items(
         else: folder.begin({**config.to_dict(), 'used': dict(version=__version__, items=len(items.names), corpus=items.fingerprint, processes=world)})
     if world > 1: dist.barrier()
     torch.manual_seed(t.seed)
-    model = KINDS[t.kind](c).to(device)
+    model = ID_MODELS[t.kind](c).to(device)
     set_seed(t.seed + rank)
     if t.kind == 'kmeans': model.start(own_part(items.vectors).to(device), seed=t.seed)
     else: fit_items(item_dataloaders(items.vectors, t.batch_size, t.held_out, t.seed, device), model, folder, t, state)
