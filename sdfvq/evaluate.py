@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from .core import InputError, out_of_memory, voxel_size
+from .core import InputError, check_depth, out_of_memory, voxel_size
 from .draco import NEEDS, codecs, squeeze
 from .geometry import closest_point
 from .items import file_size, write_table
@@ -43,12 +43,13 @@ def round_trip(
     tokenizer: ShapeTokenizer,
     mesh,                # trimesh.Trimesh
     refine: int = 0,     # As of `ShapeTokenizer.encode`
+    depth: int | None = None,   # Likewise
 ) -> RoundTrip:
-    "Encodes and decodes one mesh, to its full depth."
+    "Encodes and decodes one mesh."
     clock = [time.perf_counter()]
     def timed(x): clock.append(time.perf_counter()); return x
     sdf = timed(tokenizer.sdf(mesh))
-    tokens = timed(tokenizer.encode(sdf, refine=refine))
+    tokens = timed(tokenizer.encode(sdf, refine=refine, depth=depth))
     made = timed(tokenizer.decode(tokens))
     return RoundTrip(mesh, sdf, tokens, made, dict(zip(('voxelize', 'encode', 'decode'), np.diff(clock).tolist())))
 
@@ -78,9 +79,10 @@ def evaluate_shape(
     samples: int = 50_000,   # As in `scores`
     draco: bool = True,      # Compare with Draco?
     refine: int = 0,         # As of `ShapeTokenizer.encode`
+    depth: int | None = None,   # Likewise
 ) -> tuple:                  # row (a dict), its `RoundTrip`, the field's surface
     "All there is to say of one shape. `lines` of the row holds scores by what they are of; `bytes` with those that are files."
-    trip = round_trip(tokenizer, mesh, refine)
+    trip = round_trip(tokenizer, mesh, refine, depth)
     tokens, truth, lines = trip.tokens, march(trip.sdf), {}
     if not len(truth.faces): raise InputError("its field has no surface")
     against = lambda truth, made, **more: more | scores(truth, made, trip.sdf, samples)
@@ -117,7 +119,7 @@ def side_by_side(
 class Evaluation:
     "What came of a set of shapes."
     model: str                                    # Its fingerprint
-    depth: int                                    # L
+    depth: int                                    # L, the most codes of a place
     codes: int                                    # K
     rows: list = field(default_factory=list)      # of each shape: `name`, and what `evaluate_shape` says or an `error`
     worst: list = field(default_factory=list)     # (F-score at 0.01 and full depth, name, `Drawable`), the lowest first
@@ -147,12 +149,13 @@ def evaluate_item(
     samples: int = 50_000,   # As in `scores`
     draco: bool = True,      # Compare with Draco?
     refine: int = 0,         # As of `ShapeTokenizer.encode`
+    depth: int | None = None,   # Likewise
     bar: float = math.inf,   # F-score at 0.01 and full depth up to which both surfaces are wanted
 ) -> tuple:                  # row, codes (M,L), `Drawable` or None; of what cannot be measured its `error`, None, None
     "What `evaluate` keeps of one item."
     try:
         if item.error: raise InputError(item.error)
-        row, trip, truth = evaluate_shape(tokenizer, load_mesh(item.path), samples, draco, refine)
+        row, trip, truth = evaluate_shape(tokenizer, load_mesh(item.path), samples, draco, refine, depth)
         codes = trip.tokens.indices
         return row, codes, side_by_side(truth, trip.reconstruction, trip.sdf) if _key(row, codes.shape[1]) <= bar else None
     except InputError as e: return dict(error=str(e)), None, None
@@ -184,21 +187,23 @@ def evaluate(
     progress=None,            # Called with (done, of how many, failed)
     workers: int = 1,         # Processes at a time; 1: this one
     refine: int = 0,          # As of `ShapeTokenizer.encode`
+    depth: int | None = None, # Likewise
 ) -> Evaluation:
     "Every shape measured; rows in the order of the items."
     if workers < 1: raise InputError(f"workers must be at least 1, got {workers}")
     items, config = list(items), tokenizer.model.config
-    out = Evaluation(tokenizer.fingerprint, config.depth, config.num_embeddings, refine=refine, counts=np.zeros((config.depth, config.num_embeddings), np.int64))
+    depth = check_depth(depth, config.depth)
+    out = Evaluation(tokenizer.fingerprint, depth, config.num_embeddings, refine=refine, counts=np.zeros((depth, config.num_embeddings), np.int64))
     rows, shown, failed = {}, [], 0     # rows and what is shown by the place among the items: they end in any order
     order = sorted(range(len(items)), key=lambda i: file_size(items[i].path), reverse=True)
-    tasks = ((i, items[i], samples, draco, refine, shown[-1][0] if 0 < worst == len(shown) else math.inf) for i in order)    # each is made when it is taken
+    tasks = ((i, items[i], samples, draco, refine, depth, shown[-1][0] if 0 < worst == len(shown) else math.inf) for i in order)    # each is made when it is taken
     for (i, item, *_), found, why in _run(tokenizer, tasks, min(workers, len(items))):
         row, codes, picture = found[0] if found else (dict(error=f'{item.path}: {why}'), None, None)
         rows[i] = dict(name=item.name) | row
         failed += 'error' in row
         if codes is not None:
             for c, ids in zip(out.counts, codes.T): c += np.bincount(ids, minlength=len(c))
-        if picture: shown = sorted([*shown, (_key(row, config.depth), item.name, i, picture)], key=lambda w: w[:3])[:worst]
+        if picture: shown = sorted([*shown, (_key(row, depth), item.name, i, picture)], key=lambda w: w[:3])[:worst]
         if progress: progress(len(rows), len(items), failed)
     out.rows, out.worst = [rows[i] for i in range(len(items))], [(f, name, picture) for f, name, _, picture in shown]
     return out
@@ -224,7 +229,7 @@ def ratios(out: Evaluation, line, other) -> dict:
 
 def summary(out: Evaluation) -> dict:
     "All shapes in numbers, for machines."
-    s = dict(model=out.model, refine=out.refine, shapes=len(out.good), failed=out.failed)
+    s = dict(model=out.model, depth=out.depth, refine=out.refine, shapes=len(out.good), failed=out.failed)
     if not out.good: return s
     of = lambda k, get=dict.get: spread(np.array([get(r, k) for r in out.good], float), 'bytes')
     s |= {k: of(k) for k in ('tokens', 'bytes', 'bits')} | dict(seconds={k: of(k, lambda r, k: r['seconds'][k]) for k in ('voxelize', 'encode', 'decode')})
@@ -247,7 +252,7 @@ def _number(measure, x):
 def tables(out: Evaluation) -> dict:   # {heading: rows}
     "Summary, scores by line, and every shape, the worst first."
     s = summary(out)
-    rows = [('shapes', s['shapes']), ('failed', s['failed']), ('model', s['model']), ('steps of refining', s['refine'])]
+    rows = [('shapes', s['shapes']), ('failed', s['failed']), ('model', s['model']), ('codes of a place', s['depth']), ('steps of refining', s['refine'])]
     if not out.good: return {'': rows, **_failures(out)}
     rows += [(f'{k}, mean / median', f"{s[k]['mean']:,.0f} / {s[k]['median']:,.0f}") for k in ('tokens', 'bytes', 'bits')]
     rows += [(f'{title}, mean / worst tenth', ' / '.join(_number(m, s['lines'][f'codes {out.depth}'][m][k]) for k in ('mean', 'worst_tenth')))

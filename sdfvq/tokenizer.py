@@ -62,8 +62,9 @@ def refined_codes(
     model: SparseSDFVQVAE,  # In eval mode; stays as it is
     field: SparseSDF,       # What the codes shall stand for
     steps: int,             # Of gradient descent; each costs a decoding and its gradient
-    rate: float = .1,       # The first step's, of latents; falls to 0
-) -> tuple:                 # places (M,4) int32 and codes (M,L) int64
+    depth: int | None = None,   # l, how many codes of each place to keep; None: all
+    rate: float = .05,      # How far the first step takes latents, root mean square; falls to 0
+) -> tuple:                 # places (M,4) int32 and codes (M,l) int64
     "The encoder's codes, brought nearer to the shape through the decoder."
     batch, loss, least = collate([field]), VQVAELoss(**REFINING), torch.inf
     learn = [p for p in model.parameters() if p.requires_grad]
@@ -73,14 +74,15 @@ def refined_codes(
             x = model.tensor(batch)
             grown, z = model.growth(x), model.latents(x)
             feats = z.feats.float().clone().requires_grad_()
-            opt = torch.optim.Adam([feats], betas=(.9, .95))
+            opt = torch.optim.SGD([feats], momentum=.5, dampening=.5)
             for step in range(steps + 1):
                 with torch.set_grad_enabled(step < steps):
-                    q, ids, _ = model.quantize(z.replace(feats))
+                    q, ids, _ = model.quantize(z.replace(feats), depth)
                     cost = loss(model.reconstruct(q, grown) | dict(input=x), batch)
                 if not step or cost < least: least, codes = cost.item(), ids     # the encoder's own where no cost is a number
                 if step == steps: return z.coords, codes
-                feats.grad, = torch.autograd.grad(cost, feats, cost.new_tensor(2.**10))   # fp16 would lose small gradients; Adam sees no scale
+                grad, = torch.autograd.grad(cost, feats, cost.new_tensor(2.**10))         # fp16 would lose small gradients
+                feats.grad = grad / grad.square().mean().sqrt().clamp(min=1e-30)
                 opt.param_groups[0]['lr'] = rate * (1 - step / (steps + 1))
                 opt.step()
     finally:
@@ -134,19 +136,21 @@ class ShapeTokenizer:
         shape,                          # Mesh (trimesh), path of a mesh or .npz, or SparseSDF
         resolution: int | None = None,  # Edge of the voxel grid; None: the model's
         refine: int = 0,                # Steps of `refined_codes`: a better shape in about as many bytes, for more time
+        depth: int | None = None,       # How many codes of each place to keep; None: all
     ) -> ShapeTokens:
         "The shape's places and codes."
-        return self.encode_batch([self.sdf(shape, resolution)], refine)[0]
+        return self.encode_batch([self.sdf(shape, resolution)], refine, depth)[0]
 
     @torch.inference_mode()
     def encode_batch(self,
         fields: list,      # SparseSDFs from `sdf`, of one resolution
         refine: int = 0,   # Steps of `refined_codes`, one shape after the other
+        depth: int | None = None, # How many codes of each place to keep; None: all
     ) -> list:             # of ShapeTokens
         "Each shape's places and codes; without refining of all in one pass."
         if refine < 0: raise InputError(f"refine must be at least 0 steps, got {refine}")
-        if refine: return [self._tokens([f], *refined_codes(self.model, f, refine))[0] for f in fields]
-        q, ids, _ = self.model.encode(collate(fields))
+        if refine: return [self._tokens([f], *refined_codes(self.model, f, refine, depth))[0] for f in fields]
+        q, ids, _ = self.model.encode(collate(fields), depth)
         return self._tokens(fields, q.coords, ids)
 
     def _tokens(self, fields, coords, ids):

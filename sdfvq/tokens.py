@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .coder import Reader, Writer, code_column, code_places, write_columns
-from .core import InputError, Transform, atomic_write, check_output, check_shape, morton
+from .core import InputError, Transform, atomic_write, check_depth, check_output, check_shape, morton
 from .view import as_drawable, voxels_as_drawable
 
 # %% ../nbs/50_tokens.ipynb #35e30769
@@ -75,8 +75,7 @@ class ShapeTokens:
         depth: int,   # How many of the codes of each place to keep, from the first on
     ) -> 'ShapeTokens':
         "The same shape, coarser and in fewer bytes."
-        if not 1 <= depth <= self.indices.shape[1]: raise InputError(f"depth must lie in [1, {self.indices.shape[1]}], got {depth}")
-        return replace(self, indices=self.indices[:, :depth])
+        return replace(self, indices=self.indices[:, :check_depth(depth, self.indices.shape[1])])
 
     def rows(self) -> list:  # of (name, value)
         "What there is to say of it."

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from .autoencoder import LIKELY, SHELL, SparseSDFDecoder, SparseSDFEncoder, VQVAEConfig, fill, full_grid, preset, presets
 from .conv import SparseGroupNorm
-from .core import InputError, check_shape
+from .core import InputError, check_depth, check_shape
 from .quantize import make_quantizer
+from .quantizer import Straight
 from .sparse import SparseTensor, ancestors, batch_tensor, parents_of
 from .weights import check_names, fingerprint, load_weights, read_model, read_weights, under, write_model
 
@@ -80,11 +81,15 @@ class SparseSDFVQVAE(nn.Module):
         return fill(z, self.encoder.empty, self.config.resolution) if self.config.grouping else z
 
     def quantize(self,
-        z: SparseTensor,  # (M,embed_dim)
-    ) -> tuple[SparseTensor, Tensor, dict]:  # quantized (M,embed_dim), ids (M,L) int64, losses
-        "The latents' codes; with `grouping` the ids are (B·1024,L), one for 4 cells along z."
-        out = self.quantizer(z.feats.view(-1, self.config.code_dim))
-        return z.replace(out.quantized.view(z.feats.shape)), out.indices.view(-1, self.config.depth), out.losses
+        z: SparseTensor,            # (M,embed_dim)
+        depth: int | None = None,   # l, how many of the L codes to keep, from the first on; None: all
+    ) -> tuple[SparseTensor, Tensor, dict]:  # quantized (M,embed_dim), ids (M,l) int64, losses of all L
+        "The latents' codes; with `grouping` the ids are (B·1024,l), one for 4 cells along z. The gradient passes fewer codes than all straight-through."
+        keep, x = check_depth(depth, self.config.depth), z.feats.view(-1, self.config.code_dim)
+        out = self.quantizer(x)
+        q, ids = out.quantized, out.indices.view(-1, self.config.depth)[:, :keep]
+        if keep < self.config.depth: q = Straight.apply(x, self.quantizer.decode(ids).to(x.dtype), None)
+        return z.replace(q.view(z.feats.shape)), ids, out.losses
 
     def encode_continuous(self,
         batch: dict,
@@ -94,9 +99,10 @@ class SparseSDFVQVAE(nn.Module):
 
     def encode(self,
         batch: dict,
-    ) -> tuple[SparseTensor, Tensor, dict]:  # quantized (M,embed_dim), ids (M,L) int64, losses
+        depth: int | None = None,   # As in `quantize`
+    ) -> tuple[SparseTensor, Tensor, dict]:  # quantized (M,embed_dim), ids (M,l) int64, losses
         "Quantized latents, their ids and the codebook's losses."
-        return self.quantize(self.encode_continuous(batch))
+        return self.quantize(self.encode_continuous(batch), depth)
 
     def decode(self,
         ids,                           # (M,L) int64, or one SparseTensor of ids; fewer columns are the first depths
@@ -108,15 +114,15 @@ class SparseSDFVQVAE(nn.Module):
         "The SDF that the ids at their places stand for."
         if isinstance(ids, SparseTensor): ids, coords = ids.feats, None if self.config.grouping else ids.coords
         check_shape(ids, 'M L', 'ids')
-        most = min(ids.shape[1], self.config.depth)
-        if depth is not None and not 1 <= depth <= most: raise InputError(f"depth must lie in [1, {most}], got {depth}")
+        most = self.config.depth
         if ids.shape[1] > most: raise InputError(f"ids must have at most {most} columns, the model's depth, got {ids.shape[1]}")
+        keep = check_depth(depth, ids.shape[1])
         if self.config.grouping:
             if coords is not None: raise InputError("with grouping ids have no coordinates: give them alone, 1,024 for each shape")
             if len(ids) % 1024: raise InputError(f"with grouping there must be 1,024 ids for each shape, got {len(ids)}")
             coords = full_grid(len(ids) // 1024, self.config.resolution, ids.device)
         if coords is None: raise InputError("ids without places cannot be decoded: give coords (M,4), or one SparseTensor of ids")
-        feats = self.quantizer.decode(ids[:, 0] if self.config.depth == 1 else ids[:, :depth])
+        feats = self.quantizer.decode(ids[:, 0] if most == 1 else ids[:, :keep])
         return self.decode_continuous(feats.view(-1, self.config.embed_dim), coords, prune=prune, **options)
 
     def decode_continuous(self,
