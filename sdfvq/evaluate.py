@@ -41,8 +41,8 @@ class RoundTrip:
 
 def round_trip(
     tokenizer: ShapeTokenizer,
-    mesh,                # trimesh.Trimesh
-    refine: int = 0,     # As of `ShapeTokenizer.encode`
+    mesh,                       # trimesh.Trimesh
+    refine: int = 0,            # As of `ShapeTokenizer.encode`
     depth: int | None = None,   # Likewise
 ) -> RoundTrip:
     "Encodes and decodes one mesh."
@@ -75,12 +75,12 @@ def scores(
 # %% ../nbs/52_evaluate.ipynb #36682d6e
 def evaluate_shape(
     tokenizer: ShapeTokenizer,
-    mesh,                    # trimesh.Trimesh
-    samples: int = 50_000,   # As in `scores`
-    draco: bool = True,      # Compare with Draco?
-    refine: int = 0,         # As of `ShapeTokenizer.encode`
+    mesh,                       # trimesh.Trimesh
+    samples: int = 50_000,      # As in `scores`
+    draco: bool = True,         # Compare with Draco?
+    refine: int = 0,            # As of `ShapeTokenizer.encode`
     depth: int | None = None,   # Likewise
-) -> tuple:                  # row (a dict), its `RoundTrip`, the field's surface
+) -> tuple:                     # row (a dict), its `RoundTrip`, the field's surface
     "All there is to say of one shape. `lines` of the row holds scores by what they are of; `bytes` with those that are files."
     trip = round_trip(tokenizer, mesh, refine, depth)
     tokens, truth, lines = trip.tokens, march(trip.sdf), {}
@@ -145,13 +145,13 @@ class Evaluation:
 
 def evaluate_item(
     tokenizer: ShapeTokenizer,
-    item,                    # What has `path` and `error`
-    samples: int = 50_000,   # As in `scores`
-    draco: bool = True,      # Compare with Draco?
-    refine: int = 0,         # As of `ShapeTokenizer.encode`
+    item,                       # What has `path` and `error`
+    samples: int = 50_000,      # As in `scores`
+    draco: bool = True,         # Compare with Draco?
+    refine: int = 0,            # As of `ShapeTokenizer.encode`
     depth: int | None = None,   # Likewise
-    bar: float = math.inf,   # F-score at 0.01 and full depth up to which both surfaces are wanted
-) -> tuple:                  # row, codes (M,L), `Drawable` or None; of what cannot be measured its `error`, None, None
+    bar: float = math.inf,      # F-score at 0.01 and full depth up to which both surfaces are wanted
+) -> tuple:                     # row, codes (M,L), `Drawable` or None; of what cannot be measured its `error`, None, None
     "What `evaluate` keeps of one item."
     try:
         if item.error: raise InputError(item.error)

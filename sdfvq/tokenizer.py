@@ -59,12 +59,12 @@ def shape_field(
 REFINING = dict(lambda_prune=1., lambda_surface=1., lambda_extra=0., lambda_sharp=0., lambda_vq=0., lambda_commitment=0.)   # measured: bench/LOG.md
 
 def refined_codes(
-    model: SparseSDFVQVAE,  # In eval mode; stays as it is
-    field: SparseSDF,       # What the codes shall stand for
-    steps: int,             # Of gradient descent; each costs a decoding and its gradient
-    depth: int | None = None,   # l, how many codes of each place to keep; None: all
-    rate: float = .05,      # How far the first step takes latents, root mean square; falls to 0
-) -> tuple:                 # places (M,4) int32 and codes (M,l) int64
+    model: SparseSDFVQVAE,     # In eval mode; stays as it is
+    field: SparseSDF,          # What the codes shall stand for
+    steps: int,                # Of gradient descent; each costs a decoding and its gradient
+    depth: int | None = None,  # l, how many codes of each place to keep; None: all
+    rate: float = .05,         # How far the first step takes latents, root mean square; falls to 0
+) -> tuple:                    # places (M,4) int32 and codes (M,l) int64
     "The encoder's codes, brought nearer to the shape through the decoder."
     batch, loss, least = collate([field]), VQVAELoss(**REFINING), torch.inf
     learn = [p for p in model.parameters() if p.requires_grad]
@@ -143,10 +143,10 @@ class ShapeTokenizer:
 
     @torch.inference_mode()
     def encode_batch(self,
-        fields: list,      # SparseSDFs from `sdf`, of one resolution
-        refine: int = 0,   # Steps of `refined_codes`, one shape after the other
-        depth: int | None = None, # How many codes of each place to keep; None: all
-    ) -> list:             # of ShapeTokens
+        fields: list,              # SparseSDFs from `sdf`, of one resolution
+        refine: int = 0,           # Steps of `refined_codes`, one shape after the other
+        depth: int | None = None,  # How many codes of each place to keep; None: all
+    ) -> list:                     # of ShapeTokens
         "Each shape's places and codes; without refining of all in one pass."
         if refine < 0: raise InputError(f"refine must be at least 0 steps, got {refine}")
         if refine: return [self._tokens([f], *refined_codes(self.model, f, refine, depth))[0] for f in fields]

@@ -99,7 +99,7 @@ class SparseSDFVQVAE(nn.Module):
 
     def encode(self,
         batch: dict,
-        depth: int | None = None,   # As in `quantize`
+        depth: int | None = None,  # As in `quantize`
     ) -> tuple[SparseTensor, Tensor, dict]:  # quantized (M,embed_dim), ids (M,l) int64, losses
         "Quantized latents, their ids and the codebook's losses."
         return self.quantize(self.encode_continuous(batch), depth)
