@@ -18,9 +18,10 @@ from .core import InputError
 def collate(
     shapes: list,        # SparseSDFs of one resolution
     items: list = None,  # Their numbers in the dataset; None: 0, 1, …
+    device=None,         # Where the batch goes; None: the CPU
 ) -> dict:
     "item (B,) int64, sparse_sdf (N,) float32, sparse_index (N,3) int32, batch_idx (N,) int64, batch_size B."
-    return widen(narrow(shapes, range(len(shapes)) if items is None else items))
+    return widen(narrow(shapes, range(len(shapes)) if items is None else items), device)
 
 # %% ../nbs/36_loader.ipynb #92a2a211
 def narrow(
@@ -148,7 +149,8 @@ class ShapeLoader(Resumable):
     ):
         self.dataset, self.batches, self.device = dataset, batches, device
         self.bs = round(len(dataset) / len(batches) / batches.world)      # shapes in a batch, on average
-        self.num_workers, self.reader, self.skipped = num_workers, None, {}   # skipped: name: reason
+        self.num_workers, self.skipped = num_workers, {}                  # skipped: name: reason
+        self.close()
         self._start()
 
     def __len__(self): return len(self.batches)
@@ -179,16 +181,20 @@ class ShapeLoader(Resumable):
         return next((_joined([s])[0] for i in drawn if not isinstance(s := self.dataset[i], Skipped)), None)
 
     def _ahead(self):
-        "At least one step, for a state that stood at an epoch's end."
+        "The rest of the epoch: nothing for a state that stood at its end. Workers that shuffle read on into the next one meanwhile, so that it begins without a wait."
         if self.step >= len(self): return
         if self.reader is None:      # with a generator of its own: the global one must not know of it
             self.reader = torch.utils.data.DataLoader(_Drawn(self.dataset), batch_sampler=_Ahead(self), num_workers=self.num_workers, collate_fn=_joined, generator=torch.Generator(),
                                                       pin_memory=torch.cuda.is_available(), persistent_workers=self.num_workers > 0, worker_init_fn=_heed_parent)
-        yield from self.reader
+        if self._next != (self.epoch, self.step): self._coming = iter(self.reader)
+        for step in range(self.step, len(self)):
+            self._next = self.epoch, step + 1
+            yield next(self._coming)
+        self._next = (self.epoch + 1, 0) if self.batches.shuffle else None
 
     def close(self):
         "Ends the processes that read, once no epoch is under way. Left to torch, each may hold up Python's end for five seconds."
-        self.reader = None
+        self.reader = self._coming = self._next = None        # batches to come, and the epoch and step of the first of them
 
     def _start(self): self._seen = np.zeros(4)   # shapes, voxels, seconds waited for batches, seconds between
 
@@ -205,13 +211,16 @@ class ShapeLoader(Resumable):
         return zlib.crc32(repr((b.counts.tolist(), [(r.tolist(), n) for r, n in b.groups], b.max_voxels, b.seed, b.shuffle, b.world, self.dataset.seed)).encode())
 
 class _Ahead:
-    "What torch's loader reads next: the rest of the epoch, each item with its epoch."
+    "What torch's loader reads next: the rest of the epoch and all later ones, each item with its epoch; of batches that never change one epoch only."
     def __init__(self, loader): self.loader = loader
     def __len__(self): return len(self.loader)
     def __iter__(self):
-        l, b = self.loader, self.loader.batches
-        drawn = l.epoch if b.shuffle else 0                          # batches that never change hold items that never do
-        return iter([[(i, drawn) for i in items] for items in b.of(l.epoch)[l.step:]])
+        epoch, step, b = self.loader.epoch, self.loader.step, self.loader.batches
+        while True:
+            drawn = epoch if b.shuffle else 0                        # batches that never change hold items that never do
+            for items in b.of(epoch)[step:]: yield [(i, drawn) for i in items]
+            if not b.shuffle: return
+            epoch, step = epoch + 1, 0
 
 class _Drawn(torch.utils.data.Dataset):
     "A dataset as torch's loader takes it."
