@@ -32,10 +32,10 @@ def joint(
 def joint_count(
     n: int,     # Terms of this process's sum
     x: Tensor,  # Says on which device, and how fine
-) -> Tensor:    # at least 1
+) -> Tensor | int:    # at least 1
     "What a sum is divided by to become this process's share of a mean: the terms of all processes where there is a gradient, else its own."
-    n = torch.tensor(n, dtype=torch.float64, device=x.device)
-    return (joint(n) if torch.is_grad_enabled() else n).clamp(min=1).to(torch.promote_types(x.dtype, torch.float32))
+    if processes()[1] == 1 or not torch.is_grad_enabled(): return max(n, 1)
+    return joint(torch.tensor(n, dtype=torch.float64, device=x.device)).clamp(min=1).to(torch.promote_types(x.dtype, torch.float32))
 
 def as_first(*tensors: Tensor):
     "Every process takes over what the first one has, in place."
@@ -186,8 +186,8 @@ class Quantizer(nn.Module):
         if not self.flat and not 1 <= indices.shape[-1] <= self.depth:
             raise InputError(f"indices must be (...,l) for 1 to {self.depth} depths, got ({','.join(map(str, indices.shape))})")
         if indices.is_floating_point() or indices.dtype == torch.bool: raise InputError(f"indices must be whole numbers, got {indices.dtype}")
-        if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= self.num_codes):
-            raise InputError(f"indices must lie in [0, {self.num_codes}), got values from {int(indices.min())} to {int(indices.max())}")
+        lo, hi = torch.stack(indices.aminmax()).tolist() if indices.numel() else (0, 0)      # together: a GPU is waited for once
+        if lo < 0 or hi >= self.num_codes: raise InputError(f"indices must lie in [0, {self.num_codes}), got values from {lo} to {hi}")
         with torch.autocast(indices.device.type, enabled=False): return self._back(self._codes_at(indices.long()))   # bytes would be taken for a mask
 
     def _observe(self, x):

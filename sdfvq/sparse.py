@@ -8,13 +8,15 @@ __all__ = ['SparseTensor', 'sparse_cat', 'sparse_unbind', 'batch_tensor', 'to_de
 
 # %% ../nbs/20_sparse.ipynb #ab676f9e
 import weakref
+from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .core import COORD_MAX, COORD_MIN, InputError, check_shape, pack_keys, widened
+from .core import COORD_MAX, COORD_MIN, InputError, check_shape, pack_keys, packed, unpack_keys, widened
 from .ops import gather_blocks, join, neighbors
 
 # %% ../nbs/20_sparse.ipynb #844aa61f
@@ -41,12 +43,17 @@ class SparseTensor:
         "A tensor with its rows put in order; duplicates are refused."
         if len(coords) != len(feats): raise InputError(f"coords and feats must have as many rows, got {len(coords)} and {len(feats)}")
         if coords.device != feats.device: raise InputError(f"coords and feats must share a device, got {coords.device} and {feats.device}")
-        keys = pack_keys(coords)
-        if bool((keys[1:] > keys[:-1]).all()): return cls(coords.int(), feats, batch_size)     # in order already
-        keys, order = keys.sort()
-        twice = (keys[1:] == keys[:-1]).nonzero()
-        if len(twice): raise InputError(f"coords must be unique, got {coords[order[twice[0, 0]]].tolist()} twice")
-        return cls(coords[order].int(), feats[order], batch_size)
+        if not len(check_shape(coords, 'N 4', 'coords')): return cls(coords.int(), feats, batch_size)
+        keys, lo, hi, mixed = _survey(coords)
+        if min(lo) < COORD_MIN or max(hi) > COORD_MAX or lo[0] < 0: pack_keys(coords)      # refuses them
+        if mixed:
+            keys, order = keys.sort()
+            twice = (keys[1:] == keys[:-1]).nonzero()
+            if len(twice): raise InputError(f"coords must be unique, got {coords[order[twice[0, 0]]].tolist()} twice")
+            coords, feats = coords[order], feats[order]
+        out = cls(coords.int(), feats, batch_size)
+        if hi[0] < out.batch_size: out.cache['bounds'] = lo, hi
+        return out
 
     def replace(self, feats: Tensor) -> 'SparseTensor':
         "The same voxels with other features, sharing the cache."
@@ -56,7 +63,7 @@ class SparseTensor:
         "Features as `Tensor.to` gives them; on another device the maps are made anew there, which is faster than to carry them over."
         feats = self.feats.to(*args, **kwargs)
         if feats.device == self.device: return self.replace(feats)
-        known = _Cache({k: self.cache[k] for k in ('batch_size', 'bounds') if k in self.cache})
+        known = _Cache({k: self.cache[k] for k in ('batch_size', 'bounds', 'box') if k in self.cache})
         return SparseTensor(self.coords.to(feats.device, non_blocking=kwargs.get('non_blocking', False)), feats, cache=known)
 
     def __add__(self, other: 'SparseTensor') -> 'SparseTensor':
@@ -90,7 +97,7 @@ class SparseTensor:
     @property
     def offsets(self) -> Tensor:
         "(B+1,) int64: item b has the rows offsets[b] to offsets[b+1]."
-        if 'offsets' not in self.cache: self.bounds   # rows are in order, or this is refused
+        if 'offsets' not in self.cache: self.box   # rows are in order, or this is refused
         return self.cached('offsets', lambda: torch.searchsorted(self.coords[:, 0].contiguous(),
                            torch.arange(self.batch_size + 1, dtype=torch.int32, device=self.device)))
 
@@ -103,6 +110,11 @@ class SparseTensor:
     def bounds(self) -> tuple:
         "Least and greatest (b,x,y,z) as two tuples of ints, None where there are no voxels; `InputError` if rows are out of order or range."
         return self.cached('bounds', lambda: _bounds(self.coords, self.cache.get('batch_size')))
+
+    @property
+    def box(self) -> tuple:
+        "`bounds`, or a larger box that is known without a look at the rows: a GPU is waited for where it is."
+        return self.cache['box'] if 'box' in self.cache and 'bounds' not in self.cache else self.bounds
 
     def __len__(self) -> int: return len(self.coords)
     @property
@@ -122,7 +134,7 @@ class SparseTensor:
 
     def check(self) -> 'SparseTensor':
         "Itself, or `InputError` naming the first row that is out of order, out of range or not finite (a pass over everything)."
-        self.cache.pop('bounds', None)
+        for known in 'bounds', 'box': self.cache.pop(known, None)
         self.bounds
         _refuse(self.coords, ~self.feats.isfinite().all(1), 'its features hold NaN or Inf')
         return self
@@ -137,20 +149,23 @@ def _refuse(coords, bad, why):
 def _refuse_far(coords):
     _refuse(coords, ((coords < COORD_MIN) | (coords > COORD_MAX)).any(1), f'coordinates must lie in [{COORD_MIN}, {COORD_MAX}]')
 
+def _survey(coords):
+    "Keys of the rows, which are right where rows are in range; least and greatest numbers; whether rows are not in order. All but keys come to the host at once."
+    keys = packed(coords)
+    lo, hi, (mixed, *_) = torch.stack([*coords.aminmax(dim=0), (keys[1:] <= keys[:-1]).any().to(coords.dtype).expand(4)]).tolist()
+    return keys, tuple(lo), tuple(hi), bool(mixed)
+
 def _bounds(coords, items):
     if not len(coords): return None
-    # Digits to the base 2¹⁶ keep the rows' order, also below zero. All that is asked comes to the host at once.
-    keys = (coords.long() * coords.new_tensor([2**48, 2**32, 2**16, 1], dtype=torch.int64)).sum(1)
-    unsorted = keys[1:] <= keys[:-1]
-    lo, hi, (wrong, *_) = torch.stack([*coords.aminmax(dim=0), unsorted.any().int().expand(4)]).tolist()
+    keys, lo, hi, mixed = _survey(coords)
     if lo[0] < 0: _refuse(coords, coords[:, 0] < 0, 'the batch index must be >= 0')
     if items is not None and hi[0] >= items: _refuse(coords, coords[:, 0] >= items, f'the batch index must lie in [0, {items})')
     if min(lo) < COORD_MIN or max(hi) > COORD_MAX: _refuse_far(coords)
-    if wrong:
-        i = int(unsorted.nonzero()[0])
+    if mixed:
+        i = int((keys[1:] <= keys[:-1]).nonzero()[0])
         raise InputError(f"coords rows {i} and {i + 1} are {coords[i].tolist()} and {coords[i + 1].tolist()}: "
                          "rows must be unique and sorted lexicographically by (b,x,y,z); use `SparseTensor.from_unsorted`")
-    return tuple(lo), tuple(hi)
+    return lo, hi
 
 # %% ../nbs/20_sparse.ipynb #8fda9bc7
 def sparse_cat(
@@ -270,31 +285,23 @@ def child_mask(
 
 def _coarser(x):
     "Coordinates, links and cache of the grid above; made once."
-    bounds = x.bounds                                             # rows are in order and in range, or this is refused
+    x.box                                                         # rows are in order and in range, or this is refused
     coords, links, cache = x.cached('pool', lambda: (*_pooled(x), None))
     # A grid that was subdivided is known to its children only as long as someone else holds it: cycles would keep memory until gc runs.
     held = cache() if isinstance(cache, weakref.ref) else cache
     if held is None:
-        held = _Cache(batch_size=x.batch_size, bounds=bounds and tuple((b, *(v >> 1 for v in xyz)) for b, *xyz in bounds))
+        known = {k: x.cache[k] and tuple((b, *(v >> 1 for v in xyz)) for b, *xyz in x.cache[k]) for k in ('bounds', 'box') if k in x.cache}
+        held = _Cache(known, batch_size=x.batch_size)
         x.cache['pool'] = coords, links, held
     return coords, links, held
 
 def _pooled(x):
-    words = _halved(x.coords); words[:, 3] >>= 4                  # (b, x/2, y/2, z/32)
-    own = torch.cat([x.coords[:, :3], words[:, 3:]], 1)           # the same before columns merge: runs of rows
+    keys, rows = packed(_halved(x.coords)).sort(stable=True)      # children of one parent stay in order
     first = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    first[1:] = (own[1:] != own[:-1]).any(1)
-    words = words[first]
-    keys, merged = torch.unique((words.long() * words.new_tensor([2**48, 2**32, 2**16, 1], dtype=torch.int64)).sum(1), return_inverse=True)
-    table = torch.empty(len(keys), 4, dtype=torch.int32, device=x.device)
-    table[merged] = words                                         # words that merge are equal
-    place = 16 * merged[first.cumsum(0) - 1] + (x.coords[:, 3] >> 1 & 15)
-    there = torch.zeros(16 * len(keys), dtype=torch.bool, device=x.device).index_fill_(0, place, True)
-    at = there.nonzero()[:, 0]
-    coords = _take(table, (at >> 4).int())
-    coords[:, 3] = coords[:, 3] * 16 + (at & 15)
-    parent = there.cumsum(0).index_select(0, place) - 1
-    return coords, _Links.of(8 * parent + _corner(x), len(coords))
+    torch.ne(keys[1:], keys[:-1], out=first[1:])
+    starts = first.nonzero()[:, 0]
+    parent = torch.empty(len(x), dtype=torch.int32, device=x.device).scatter_(0, rows, first.cumsum(0, dtype=torch.int32) - 1)
+    return unpack_keys(keys.index_select(0, starts)), _Links(parent, F.pad(starts, (0, 1), value=len(x)).int(), rows.int())
 
 # %% ../nbs/20_sparse.ipynb #f04183be
 def prune(
@@ -316,45 +323,28 @@ def subdivide(
     return SparseTensor(coords, _Spread.apply(x.feats, links), cache=cache)
 
 def _subdivided(x, children=None):
-    bounds = x.bounds                                             # rows are in order and in range, or this is refused
+    box = x.box                                                   # rows are in order and in range, or this is refused
     if children is None and 8 * len(x) >= 2**31: raise InputError(f"the 8 children of {len(x):,} voxels are more than 2^31 rows; ask for fewer")
-    starts, rows, code = _children(x.coords, children)
-    parent = (code >> 3).int()
-    corner = 2 * x.coords; corner[:, 0] = x.coords[:, 0]
-    coords = _take(corner, parent)
-    for axis, bit in zip((1, 2, 3), (2, 1, 0)): coords[:, axis] += code >> bit & 1
-    links = _Links(parent, starts, rows)
-    if bounds and (2 * min(bounds[0]) < COORD_MIN or 2 * max(bounds[1][1:]) + 1 > COORD_MAX): _refuse_far(coords)
-    cache = _Cache(batch_size=x.batch_size)
-    if children is None:                                           # pooled, these give x's grid again
-        cache['bounds'] = bounds and tuple((b, *(2 * v + end for v in xyz)) for end, (b, *xyz) in enumerate(bounds))
-        cache['pool'] = x.coords, links, weakref.ref(x.cache)
+    asked = torch.arange(8 * len(x), device=x.device) if children is None else children.flatten().nonzero()[:, 0]
+    double = torch.cat([x.coords[:, :1], 2 * x.coords[:, 1:]], 1)
+    if box and (2 * min(box[0]) < COORD_MIN or 2 * max(box[1][1:]) + 1 > COORD_MAX):
+        far = double.index_select(0, asked >> 3)
+        for axis, bit in zip((1, 2, 3), (2, 1, 0)): far[:, axis] += asked >> bit & 1
+        _refuse_far(far)
+    keys, order = (packed(double)[:, None] + _corner_keys(x.device)).flatten().index_select(0, asked).sort()
+    code = asked.index_select(0, order)
+    rows = torch.empty(len(code), dtype=torch.int32, device=x.device).scatter_(0, order, torch.arange(len(code), dtype=torch.int32, device=x.device))
+    starts = torch.arange(0, 8 * len(x) + 1, 8, dtype=torch.int32, device=x.device) if children is None else F.pad(children.sum(1).cumsum(0, dtype=torch.int32), (1, 0))
+    coords, links = unpack_keys(keys), _Links((code >> 3).int(), starts, rows)
+    known = 'bounds' if children is None and 'bounds' in x.cache else 'box'
+    cache = _Cache({known: box and tuple((b, *(2 * v + end for v in xyz)) for end, (b, *xyz) in enumerate(box))}, batch_size=x.batch_size)
+    if children is None: cache['pool'] = x.coords, links, weakref.ref(x.cache)      # pooled, these give x's grid again
     return coords, links, cache
 
-def _children(coords, children):
-    "Where the children of each row start, where each stands (both int32, parent by parent), and 8 · row + corner in the children's order."
-    n, device = len(coords), coords.device
-    small = torch.int32 if 8 * n < 2**31 else torch.int64
-    made = torch.ones(1, 2, 2, 2, dtype=torch.bool, device=device).expand(n, 2, 2, 2) if children is None else children.view(n, 2, 2, 2)
-    pairs = made.sum(3, dtype=torch.int32).flatten(1).unbind(1)   # one scan each: on a GPU torch is slow to scan columns that lie together
-    before = F.pad(torch.stack([p.cumsum(0, dtype=torch.int32) for p in pairs], 1).view(n, 2, 2), (0, 0, 0, 0, 1, 0))   # [row, dx, dy] of earlier rows
-    (slab, slab_end), (column, column_end) = _runs(coords[:, :2]), _runs(coords[:, :3])
-    count = lambda a, b: _take(before, b) - _take(before, a)
-    at = before[:-1] - _take(before, column)                                               # [row, dx, dy]: in its own column
-    at[:, :, 1] += count(column, column_end)[:, :, 0]                                       # the column's half with dy = 0
-    at += count(slab, column).sum(2, keepdim=True, dtype=torch.int32)                       # earlier columns of the slab's half
-    at[:, 1] += count(slab, slab_end)[:, 0].sum(1, keepdim=True, dtype=torch.int32)         # the slab's half with dx = 0
-    at += _take(before, slab).sum((1, 2), keepdim=True, dtype=torch.int32)                  # earlier slabs
-    at = torch.stack([at, at + made[..., 0]], 3).flatten()
-    asked = None if children is None else made.flatten().nonzero()[:, 0]
-    rows, code = (at, torch.arange(8 * n, dtype=small, device=device)) if asked is None else (at.index_select(0, asked), asked.to(small))
-    return before.sum((1, 2), dtype=torch.int32), rows, torch.empty_like(code).scatter_(0, rows.long(), code)
-
-def _runs(rows):
-    "For each row of a sorted list the first row equal to it and the first behind those: two (N,) int32."
-    run = F.pad((rows[1:] != rows[:-1]).any(1).cumsum(0, dtype=torch.int32), (1, 0))[:len(rows)]
-    ends = torch.zeros(len(rows) + 1, dtype=torch.int32, device=rows.device).index_add_(0, run + 1, torch.ones_like(run)).cumsum(0, dtype=torch.int32)
-    return ends.index_select(0, run), ends.index_select(0, run + 1)
+@cache
+def _corner_keys(device):
+    "(8,) int64: how far the key of each child lies beyond that of the first."
+    return torch.tensor([dx << 32 | dy << 16 | dz for dx, dy, dz in product((0, 1), repeat=3)], device=device)
 
 # %% ../nbs/20_sparse.ipynb #c76b33c8
 def upsample(

@@ -21,8 +21,9 @@ from .core import InputError, Transform, check_device
 from .loader import collate
 from .losses import VQVAELoss
 from .mesh import READ, load_mesh
+from .sparse import SparseTensor
 from .tokens import ShapeTokens, is_tokens
-from .voxelize import SparseSDF, march, voxelize
+from .voxelize import SparseSDF, march, surface, voxelize
 from .vqvae import SparseSDFVQVAE, fingerprint, load_model, presets
 from .weights import read_weights
 
@@ -150,7 +151,7 @@ class ShapeTokenizer:
         "Each shape's places and codes; without refining of all in one pass."
         if refine < 0: raise InputError(f"refine must be at least 0 steps, got {refine}")
         if refine: return [self._tokens([f], *refined_codes(self.model, f, refine, depth))[0] for f in fields]
-        q, ids, _ = self.model.encode(collate(fields), depth)
+        q, ids, _ = self.model.encode(collate(fields, device=self.device), depth)
         return self._tokens(fields, q.coords, ids)
 
     def _tokens(self, fields, coords, ids):
@@ -167,13 +168,16 @@ class ShapeTokenizer:
         **options,                  # prune, shell, chunk of the model's `decode`
     ) -> SparseSDF:
         "The sparse SDF that the tokens stand for."
+        return _field(self._decoded(tokens, depth, **options), tokens)
+
+    def _decoded(self, tokens, depth=None, **options):
+        "(N,1) samples of the field, where the model is."
         if tokens.fingerprint != self.fingerprint:
             raise InputError(f"the tokens were made by model {tokens.fingerprint}, this is model {self.fingerprint}: decode with the model that made them")
         coords = torch.as_tensor(np.pad(tokens.coords, ((0, 0), (1, 0))), device=self.device)
         ids = torch.as_tensor(tokens.indices, device=self.device)
-        if not len(tokens): return SparseSDF(np.zeros((0, 3), np.int32), np.zeros(0, np.float32), tokens.resolution, tokens.band, tokens.transform, 'decoded')
-        y = self.model.decode(ids, None if self.model.config.grouping else coords, depth, **options)
-        return _field(y, tokens)
+        if not len(tokens): return SparseTensor(coords, coords[:, :1].float())
+        return self.model.decode(ids, None if self.model.config.grouping else coords, depth, **options)
 
     @torch.inference_mode()
     def continuous_sdf(self,
@@ -181,9 +185,10 @@ class ShapeTokenizer:
         **options,        # prune, shell, chunk of the model's `decode_continuous`
     ) -> SparseSDF:
         "What the model makes of the shape without codes: the mark that no quantizer passes."
-        z = self.model.encode_continuous(collate([sdf]))
+        z = self.model.encode_continuous(collate([sdf], device=self.device))
         return _field(self.model.decode_continuous(z.feats, z.coords, **options), sdf)
 
+    @torch.inference_mode()
     def decode(self,
         tokens: ShapeTokens,        # Of this very model
         depth: int | None = None,   # Residual depths to decode; None: all
@@ -191,7 +196,8 @@ class ShapeTokenizer:
         **options,                  # prune, shell, chunk of the model's `decode`
     ) -> trimesh.Trimesh:
         "The mesh, in the units and position of the one that was encoded."
-        return march(self.decode_sdf(tokens, depth, **options), level)
+        y = self._decoded(tokens, depth, **options)
+        return surface(y.coords[:, 1:].contiguous(), y.feats[:, 0].float(), tokens, level)
 
 def load_shape(
     path,                                     # Mesh, sparse SDF or token file
