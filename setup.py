@@ -67,7 +67,7 @@ setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license_expression='Apache-2.0',
     long_description=page(), long_description_content_type='text/markdown',
-    packages=['sdfvq'], package_data={'sdfvq': ['*.json', 'py.typed', 'pretrained/*']}, python_requires='>=' + cfg['min_python'],
+    packages=['sdfvq'], package_data={'sdfvq': ['*.json', 'py.typed', 'pretrained/*', 'configs/*']}, python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={**{e: cfg[f'{e}_requirements'].split() for e in EXTRAS}, 'dev': sum((cfg[f'{e}_requirements'].split() for e in TESTED), [])},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},

@@ -23,7 +23,7 @@ def train(data: Annotated[Path, typer.Argument(help='Folder that `sdfvq prepare`
           output: Annotated[Path, typer.Option('-o', '--output', help='Run folder: checkpoints, logs, samples, model.safetensors.')],
           preset: Annotated[str, typer.Option(help='tiny, small, small64, seed64 or direct3d_s2; by default the config\'s, or tiny.')] = '',
           stage: Annotated[Optional[str], typer.Option(help='0 autoencoder, 1 codebook, 2 all together, or all three: "all".')] = None,
-          config: Annotated[Optional[Path], typer.Option(help='YAML or JSON with model, dataset, trainer; options here come before it.')] = None,
+          config: Annotated[Optional[Path], typer.Option(help='YAML or JSON with model, dataset, trainer, or 64, 256, 512 or 1024 for one that comes with the package; options here come before it.')] = None,
           valid: Annotated[Optional[Path], typer.Option(help='Folder of shapes to validate on; by default a tenth of the data.')] = None,
           init: Annotated[Optional[str], typer.Option(help='Weights to begin with, as stages 1 and 2 alone need: a file, a run, or the name of a model that comes with the package.')] = None,
           resume: Annotated[bool, typer.Option('--resume', help='Go on with the run in the folder, from its last checkpoint.')] = False,

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BOTH', 'MODEL', 'TRAINER', 'ASIDE', 'ONLY', 'MODES', 'PRECISIONS', 'BOUNDS', 'DataConfig', 'TrainerConfig',
-           'TrainConfig', 'typed', 'checked', 'read_config', 'read_yaml', 'StageConfig', 'Stage', 'stage_plan']
+           'TrainConfig', 'typed', 'checked', 'read_config', 'ready_configs', 'read_yaml', 'StageConfig', 'Stage',
+           'stage_plan']
 
 # %% ../nbs/46_config.ipynb #e2c7cd2d
 from .core import require
@@ -14,6 +15,7 @@ require('train', 'fastai', 'yaml')   # before the imports below would only say t
 # %% ../nbs/46_config.ipynb #d41eff56
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,11 +128,14 @@ def checked(
 
 # %% ../nbs/46_config.ipynb #5b8c80db
 def read_config(
-    source=None,         # YAML or JSON file, or the dict in it; None: all defaults
+    source=None,         # YAML or JSON file, a name of `ready_configs`, or the dict in a file; None: all defaults
     name: str = '',      # Preset; '': the file's, or "tiny"
     **given,             # Settings of the trainer, whatever the file says; None: the file's
 ) -> TrainConfig:
     "The settings in a file; unknown names are errors."
+    if source and not isinstance(source, dict) and not Path(source).exists():
+        if str(source) not in (ready := ready_configs()): raise InputError(f"there is no config {source}: give a YAML or JSON file, or one of {', '.join(ready)}")
+        source = ready[str(source)]
     raw = source if isinstance(source, dict) else read_yaml(source) if source else {}
     try:
         check_names(raw, ('model', 'models', 'dataset', 'trainer', 'optimizer', 'lr_scheduler', 'used'), 'sections')
@@ -148,6 +153,10 @@ def read_config(
     except InputError as e:
         raise InputError(f"{source}: {e}") if isinstance(source, (str, Path)) else e
     return config
+
+def ready_configs() -> dict:  # {name: file}
+    "The configurations that come with the package, by the voxel grid's edge."
+    return {p.stem: p for p in sorted(Path(str(files('sdfvq')/'configs')).glob('*.yaml'), key=lambda p: int(p.stem))}
 
 def read_yaml(
     path,                                                 # YAML or JSON

@@ -149,7 +149,7 @@ def packed(
 ) -> 'torch.Tensor':         # (N,) int64
     "`pack_keys` of rows that are known to lie in range: a row is four 16-bit integers, the last one lowest."
     import torch
-    return coords.short().flip(1).view(torch.int64)[:, 0] ^ SIGNS
+    return coords.short().flip(1).contiguous().view(torch.int64)[:, 0] ^ SIGNS
 
 def unpack_keys(
     keys: 'torch.Tensor',  # (N,) int64 from `pack_keys`

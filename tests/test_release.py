@@ -147,7 +147,7 @@ def test_wheel_holds_what_it_must(built, tmp_path):
     with zipfile.ZipFile(wheel) as z:
         names = set(z.namelist())
         z.extractall(tmp_path)
-    ours = {p.relative_to(ROOT).as_posix() for pattern in ('*.py', 'py.typed', 'pretrained/*') for p in (ROOT/'sdfvq').glob(pattern)}
+    ours = {p.relative_to(ROOT).as_posix() for pattern in ('*.py', 'py.typed', 'pretrained/*', 'configs/*') for p in (ROOT/'sdfvq').glob(pattern)}
     assert ours <= names, ours - names
     extension, = (n for n in names - ours if '.dist-info/' not in n)      # and nothing else: no notebook, test, source in C++
     assert extension in {f'sdfvq/_C{s}' for s in EXTENSION_SUFFIXES}
