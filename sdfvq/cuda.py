@@ -15,7 +15,7 @@ from .geometry import _check_band, check_soup, voxelize, winding
 from .ops import join, kernels_for, load_extension, sorted_keys
 
 # %% ../nbs/05_cuda.ipynb #bb2f0dcb
-ext = load_extension('_cuda', "sdfvq was installed without its CUDA extension: slow plain-torch references run on the GPU instead. Install the CUDA toolkit "
+ext = load_extension('_cuda', "sdfvq was installed without its CUDA extension: plain-torch references run on the GPU and meshing on the CPU instead, which is slower. Install the CUDA toolkit "
                               "and `SDFVQ_CUDA=1 pip install --force-reinstall --no-deps sdfvq`." if torch.cuda.is_available() else '')
 on_cuda = kernels_for('cuda', ext)
 
