@@ -49,9 +49,10 @@ def far_sides(
 NEIGHBOR_BYTES = 2**28   # of neighbours and their places held at a time
 
 def _of_neighbors(feats, map, rows, f):
-    "`f` of the 27 neighbours (P,27,C) of each of `rows`, a piece at a time: they are 27 times as large."
+    "`f` of the 27 neighbours (P,27,C) of each of `rows`, None: of all, a piece at a time: they are 27 times as large."
     piece = NEIGHBOR_BYTES // (27 * (feats.shape[1] * feats.element_size() + map.element_size()))
-    return torch.cat([f(gather_blocks(feats, map[part]).view(len(part), 27, feats.shape[1])) for part in rows.split(piece)])
+    parts = map.split(piece) if rows is None else (map[part] for part in rows.split(piece))
+    return torch.cat([f(gather_blocks(feats, part).view(len(part), 27, feats.shape[1])) for part in parts])
 
 # %% ../nbs/33_losses.ipynb #1d4d256e
 SIDES = ('own', 'outside')
@@ -88,7 +89,7 @@ def surface_voxels(
 ) -> Tensor:         # (N,) bool
     "Which voxels have one of their 26 neighbours on the other side of the surface: those that meshing needs."
     crossed = lambda sides: (sides[:, :, 0] * sides[:, 13]).amin(1) < 0    # what is missing is 0, on no side
-    return _of_neighbors(1 - 2 * (x.feats[:, :1] < 0).to(torch.int8), x.kernel_map, torch.arange(len(x), device=x.device), crossed)
+    return _of_neighbors(1 - 2 * (x.feats[:, :1] < 0).to(torch.int8), x.kernel_map, None, crossed)
 
 @torch.no_grad()
 def sharp_voxels(
