@@ -13,7 +13,7 @@ from .core import require
 require('train', 'fastai', 'yaml')   # before the imports below would only say that there is none
 
 # %% ../nbs/46_config.ipynb #d41eff56
-import math
+import math, os
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
@@ -133,10 +133,7 @@ def read_config(
     **given,             # Settings of the trainer, whatever the file says; None: the file's
 ) -> TrainConfig:
     "The settings in a file; unknown names are errors."
-    if source and not isinstance(source, dict) and not Path(source).exists():
-        if str(source) not in (ready := ready_configs()): raise InputError(f"there is no config {source}: give a YAML or JSON file, or one of {', '.join(ready)}")
-        source = ready[str(source)]
-    raw = source if isinstance(source, dict) else read_yaml(source) if source else {}
+    raw = source if isinstance(source, dict) else read_yaml(_found(source)) if source else {}
     try:
         check_names(raw, ('model', 'models', 'dataset', 'trainer', 'optimizer', 'lr_scheduler', 'used'), 'sections')
         models = raw.get('models') or {'model': raw.get('model') or {}}
@@ -153,6 +150,13 @@ def read_config(
     except InputError as e:
         raise InputError(f"{source}: {e}") if isinstance(source, (str, Path)) else e
     return config
+
+def _found(source):
+    "The file that is meant; a folder of that name is not."
+    ready = ready_configs()
+    if os.path.isfile(source) or str(source) not in ready and os.path.lexists(source): return source
+    if str(source) not in ready: raise InputError(f"there is no config {source}: give a YAML or JSON file, or one of {', '.join(ready)}")
+    return ready[str(source)]
 
 def ready_configs() -> dict:  # {name: file}
     "The configurations that come with the package, by the voxel grid's edge."

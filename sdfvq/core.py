@@ -149,14 +149,14 @@ def packed(
 ) -> 'torch.Tensor':         # (N,) int64
     "`pack_keys` of rows that are known to lie in range: a row is four 16-bit integers, the last one lowest."
     import torch
-    return coords.short().flip(1).contiguous().view(torch.int64)[:, 0] ^ SIGNS
+    return coords.short().flip(1).reshape(-1).view(torch.int64) ^ SIGNS
 
 def unpack_keys(
     keys: 'torch.Tensor',  # (N,) int64 from `pack_keys`
 ) -> 'torch.Tensor':       # (N,4) int32 (b,x,y,z)
     "The rows that `pack_keys` packed."
     import torch
-    return (keys ^ SIGNS).view(torch.int16).view(-1, 4).flip(1).int()
+    return (keys ^ SIGNS).view(torch.int16).reshape(-1, 4).flip(1).int()
 
 # %% ../nbs/00_core.ipynb #3cd7edfb
 def morton(

@@ -149,7 +149,7 @@ class ShapeLoader(Resumable):
     ):
         self.dataset, self.batches, self.device = dataset, batches, device
         self.bs = round(len(dataset) / len(batches) / batches.world)      # shapes in a batch, on average
-        self.num_workers, self.skipped = num_workers, {}                  # skipped: name: reason
+        self.num_workers, self.skipped, self._reading = num_workers, {}, None   # skipped: name: reason; _reading: the epoch under way
         self.close()
         self._start()
 
@@ -184,17 +184,22 @@ class ShapeLoader(Resumable):
         "The rest of the epoch: nothing for a state that stood at its end. Workers that shuffle read on into the next one meanwhile, so that it begins without a wait."
         if self.step >= len(self): return
         if self.reader is None:      # with a generator of its own: the global one must not know of it
-            self.reader = torch.utils.data.DataLoader(_Drawn(self.dataset), batch_sampler=_Ahead(self), num_workers=self.num_workers, collate_fn=_joined, generator=torch.Generator(),
+            self.reader = torch.utils.data.DataLoader(_Drawn(self.dataset), batch_sampler=_Ahead(self), num_workers=min(self.num_workers, len(self)), collate_fn=_joined, generator=torch.Generator(),
                                                       pin_memory=torch.cuda.is_available(), persistent_workers=self.num_workers > 0, worker_init_fn=_heed_parent)
-        if self._next != (self.epoch, self.step): self._coming = iter(self.reader)
-        for step in range(self.step, len(self)):
-            self._next = self.epoch, step + 1
-            yield next(self._coming)
-        self._next = (self.epoch + 1, 0) if self.batches.shuffle else None
+        (coming, *first), self._kept = self._kept or (None,), None
+        lone, self._reading = self._reading is None, (own := object())        # of two at once neither is gone on with
+        try:
+            if first != [self.epoch, self.step]: coming = iter(self.reader)
+            for _ in range(self.step, len(self)): yield next(coming)
+            if lone and self._reading is own and self.batches.shuffle: self._kept = coming, self.epoch + 1, 0
+        finally:
+            if self._reading is own: self._reading = None
 
     def close(self):
         "Ends the processes that read, once no epoch is under way. Left to torch, each may hold up Python's end for five seconds."
-        self.reader = self._coming = self._next = None        # batches to come, and the epoch and step of the first of them
+        self.reader = self._kept = None                       # _kept: batches to come, and the epoch and step of the first of them
+
+    def __getstate__(self): return self.__dict__ | dict.fromkeys(('reader', '_kept', '_reading'))     # a copy reads for itself
 
     def _start(self): self._seen = np.zeros(4)   # shapes, voxels, seconds waited for batches, seconds between
 

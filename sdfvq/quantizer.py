@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .core import InputError, check_shape
+from .core import InputError, check_shape, widened
 
 # %% ../nbs/26_quantizer.ipynb #e887a2de
 def processes(
@@ -152,7 +152,7 @@ def gap(
     b: Tensor,  # Of the same shape
 ) -> Tensor:
     "Mean squared difference over all elements, or this process's share of it; 0 where there are none."
-    return F.mse_loss(a, b, reduction='sum') / joint_count(a.numel(), a)
+    return widened(F.mse_loss(a, b, reduction='sum')) / joint_count(a.numel(), a)
 
 # %% ../nbs/26_quantizer.ipynb #a35e4bac
 class Quantizer(nn.Module):

@@ -43,6 +43,7 @@ class SparseTensor:
         "A tensor with its rows put in order; duplicates are refused."
         if len(coords) != len(feats): raise InputError(f"coords and feats must have as many rows, got {len(coords)} and {len(feats)}")
         if coords.device != feats.device: raise InputError(f"coords and feats must share a device, got {coords.device} and {feats.device}")
+        if coords.is_floating_point(): coords = coords.long()
         if not len(check_shape(coords, 'N 4', 'coords')): return cls(coords.int(), feats, batch_size)
         keys, lo, hi, mixed = _survey(coords)
         if min(lo) < COORD_MIN or max(hi) > COORD_MAX or lo[0] < 0: pack_keys(coords)      # refuses them

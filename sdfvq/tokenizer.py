@@ -174,7 +174,7 @@ class ShapeTokenizer:
         "(N,1) samples of the field, where the model is."
         if tokens.fingerprint != self.fingerprint:
             raise InputError(f"the tokens were made by model {tokens.fingerprint}, this is model {self.fingerprint}: decode with the model that made them")
-        coords = torch.as_tensor(np.pad(tokens.coords, ((0, 0), (1, 0))), device=self.device)
+        coords = torch.as_tensor(np.pad(tokens.coords, ((0, 0), (1, 0))), device=self.device).int()
         ids = torch.as_tensor(tokens.indices, device=self.device)
         if not len(tokens): return SparseTensor(coords, coords[:, :1].float())
         return self.model.decode(ids, None if self.model.config.grouping else coords, depth, **options)
