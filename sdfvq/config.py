@@ -154,9 +154,9 @@ def read_config(
 def _found(source):
     "The file that is meant; a folder of that name is not."
     ready = ready_configs()
-    if os.path.isfile(source) or str(source) not in ready and os.path.lexists(source): return source
-    if str(source) not in ready: raise InputError(f"there is no config {source}: give a YAML or JSON file, or one of {', '.join(ready)}")
-    return ready[str(source)]
+    if str(source) in ready and not os.path.isfile(source): return ready[str(source)]
+    if not os.path.lexists(source): raise InputError(f"there is no config {source}: give a YAML or JSON file, or one of {', '.join(ready)}")
+    return source
 
 def ready_configs() -> dict:  # {name: file}
     "The configurations that come with the package, by the voxel grid's edge."
