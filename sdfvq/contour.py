@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .core import InputError, check_shape
-from .ops import ext, join, on_cpu
+from .ops import ext, first_cuda, join, on_cpu
 
 # %% ../nbs/04_contour.ipynb #4eb87b7b
 def cube_edge(e: int) -> tuple[int, int]:

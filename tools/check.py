@@ -1,5 +1,5 @@
 """Are the notebooks clean and the library in step with them? Works on copies: nothing in the checkout changes."""
-import ast, filecmp, json, os, re, shutil, subprocess, sys, tempfile
+import ast, builtins, filecmp, json, os, re, shutil, subprocess, symtable, sys, tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +53,17 @@ def opens_in_locale(node):
         return isinstance(mode[0], ast.Constant) and bool(re.fullmatch('[rwaxt+]+', str(mode[0].value))) if mode else builtin or not node.args
     return any(k.arg == 'text' and getattr(k.value, 'value', 0) is True for k in node.keywords)   # of a subprocess
 
+def scopes(table):
+    yield table
+    for inner in table.get_children(): yield from scopes(inner)
+
+def undefined(source, path):
+    "Global names that are read and that the module neither defines nor imports: code for a GPU would say so only to the one who has one."
+    every = [*scopes(symtable.symtable(source, str(path), 'exec'))]
+    known = {*dir(builtins), '__file__'} | {s.get_name() for t in every for s in t.get_symbols() if (t is every[0] or s.is_declared_global()) and (s.is_assigned() or s.is_imported())}
+    read = {s.get_name() for t in every for s in t.get_symbols() if s.is_referenced() and (t is every[0] or s.is_global())}
+    return [f'{path.name}: {name}' for name in sorted(read - known)]
+
 def check(what, found, cure='Run `make sync` and commit what it changes.'):
     if found: sys.exit(f"{what}: {', '.join(found)}\n{cure}")
 
@@ -61,6 +72,8 @@ def main():
     check('dead state of widgets', widgets(), 'Delete `metadata.widgets`; `python tools/run.py NOTEBOOK` leaves it out.')
     check('text without an encoding', [f'{where} line {n.lineno}' for where, source in code() for n in ast.walk(ast.parse(source)) if opens_in_locale(n)],
           "Say encoding='utf-8'.")
+    check('names that nothing defines', [n for d in ('sdfvq', 'bench', 'tools') for p in sorted((ROOT/d).glob('*.py')) for n in undefined(p.read_text(encoding='utf-8'), p)],
+          'Import or define them, in the notebook.')
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         copy(tmp)
