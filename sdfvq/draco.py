@@ -43,15 +43,20 @@ class _Ladder:
         self.first = ((v - self.offset) / self.scale).astype(np.float32), np.asarray(mesh.faces, np.int32)
         self.first = self.fewer(most)
         self.counts = [n for k in range(60) if (n := int(len(self.first[1]) / STEP**k)) >= 4] or [len(self.first[1])]
-        self.files = {}
+        self.meshes, self.files = {}, {}
 
     def fewer(self, n): return self.first if len(self.first[1]) <= n else codecs()[1].simplify(*self.first, target_count=n)
 
-    def file(self, step, bits):
-        if (step, bits) not in self.files:
+    def mesh(self, step):
+        "Vertices and faces of a step: one decimation serves all numbers of bits."
+        if step not in self.meshes:
             v, f = self.fewer(self.counts[step])
             used, rows = np.unique(f, return_inverse=True)
-            self.files[step, bits] = codecs()[0].encode(v[used], rows.reshape(-1, 3).astype(np.uint32), quantization_bits=bits, compression_level=10)
+            self.meshes[step] = v[used], rows.reshape(-1, 3).astype(np.uint32)
+        return self.meshes[step]
+
+    def file(self, step, bits):
+        if (step, bits) not in self.files: self.files[step, bits] = codecs()[0].encode(*self.mesh(step), quantization_bits=bits, compression_level=10)
         return self.files[step, bits]
 
     def fitting(self, nbytes, bits):
