@@ -33,6 +33,12 @@ def widgets():
     "Notebooks that carry the state of widgets, which no page shows and no cleaning drops."
     return [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob('nbs/**/*.ipynb')) if 'widgets' in json.loads(p.read_text(encoding='utf-8'))['metadata']]
 
+def twins():
+    "Cells that share their id with another of the notebook: editors and merges take one for the other."
+    for p in sorted(ROOT.glob('nbs/**/*.ipynb')):
+        ids = [c['id'] for c in json.loads(p.read_text(encoding='utf-8'))['cells']]
+        if len(set(ids)) < len(ids): yield str(p.relative_to(ROOT))
+
 def code():
     "(where, source) of every script and of every cell of code."
     for d in ('tests', 'tools', 'bench'):
@@ -70,6 +76,7 @@ def check(what, found, cure='Run `make sync` and commit what it changes.'):
 def main():
     check('prose in the title cell is lost in the docs', list(swallowed()), 'Give it a cell of its own, below.')
     check('dead state of widgets', widgets(), 'Delete `metadata.widgets`; `python tools/run.py NOTEBOOK` leaves it out.')
+    check('cells with one id', list(twins()), 'Give one of them another.')
     check('text without an encoding', [f'{where} line {n.lineno}' for where, source in code() for n in ast.walk(ast.parse(source)) if opens_in_locale(n)],
           "Say encoding='utf-8'.")
     check('names that nothing defines', [n for d in ('sdfvq', 'bench', 'tools') for p in sorted((ROOT/d).glob('*.py')) for n in undefined(p.read_text(encoding='utf-8'), p)],
